@@ -1,0 +1,95 @@
+"""The one place that reaches into TensorFlow's private modules, and why.
+
+TensorFlow has no public way to say "while this Python function is traced, let a variable's read
+give that tensor". A backward pass needs it: a gradient function that reads variables itself breaks
+inside `keras.layers.RNN`, `tf.map_fn`, `tf.while_loop` and `tf.cond`, and variables that it gets
+through `variables=` are read in the same place. So the variables that the dynamics read are read
+once, outside of the solver, and the solver's loops see tensors (closure conversion).
+
+`tests/test_platform.py` fails on the day that one of the private names changes its meaning.
+"""
+
+import contextlib
+import threading
+
+import tensorflow as tf
+from tensorflow.python.framework import func_graph, op_def_registry
+from tensorflow.python.ops import control_flow_v2_func_graphs, resource_variable_ops
+
+_ControlFlowGraph = control_flow_v2_func_graphs.ControlFlowFuncGraph
+_Variable = resource_variable_ops.BaseResourceVariable
+_plain_read = _Variable._read_variable_op
+
+
+class _Substitutions(threading.local):
+    def __init__(self):
+        self.stack = []
+
+
+_substitutions = _Substitutions()
+
+
+def _read(variable, *args, **kwargs):
+    """`BaseResourceVariable._read_variable_op`, unless this thread traces dynamics."""
+    for graph, substitute in reversed(_substitutions.stack):
+        if _is_control_flow_inside(tf.compat.v1.get_default_graph(), graph):
+            value = substitute(variable)
+            if value is not None:
+                return value
+    return _plain_read(variable, *args, **kwargs)
+
+
+_Variable._read_variable_op = _read
+
+
+def _is_control_flow_inside(graph, ancestor):
+    """Whether `graph` is `ancestor` or a loop's or branch's body in it.
+
+    The body of a nested `tf.function` does not count: its trace is cached by its owner and must
+    not hold tensors of the solver.
+    """
+    while graph is not ancestor:
+        if not isinstance(graph, _ControlFlowGraph):
+            return False
+        graph = graph.outer_graph
+    return True
+
+
+@contextlib.contextmanager
+def substituted_reads(substitute):
+    """Lets `substitute(variable)` answer the variable reads of the current graph.
+
+    Args:
+        substitute: callable from a `tf.Variable` to a tensor, or to None for an ordinary read.
+    """
+    _substitutions.stack.append((tf.compat.v1.get_default_graph(), substitute))
+    try:
+        yield
+    finally:
+        _substitutions.stack.pop()
+
+
+def variable_key(variable):
+    """What identifies a variable's storage: the resource handle, whatever object wraps it."""
+    return id(variable.handle)
+
+
+def is_variable(x):
+    """Whether `x` is a resource variable (one replica's, under `tf.distribute`)."""
+    return isinstance(x, _Variable)
+
+
+def in_control_flow():
+    """Whether the current graph is the body of a loop or a branch."""
+    return isinstance(tf.compat.v1.get_default_graph(), _ControlFlowGraph)
+
+
+def in_function_graph():
+    """Whether operations are being traced into a `tf.function` (or a body inside of one)."""
+    return isinstance(tf.compat.v1.get_default_graph(), func_graph.FuncGraph)
+
+
+def is_stateful(op_type):
+    """Whether TensorFlow registered the operation as stateful; True for an unknown one."""
+    op_def = op_def_registry.get(op_type)
+    return op_def is None or op_def.is_stateful

@@ -1,0 +1,69 @@
+"""Rows of tensors written inside loops, in graph mode and under XLA alike.
+
+Two containers, because neither serves everywhere:
+
+* a dense buffer (`dense_rows`, `write_row`) may be captured by a gradient function that is
+  exported in a SavedModel, and never exists twice;
+* a tensor list (`reserve_rows` and friends; what `tf.TensorArray` is made of, but with an element
+  shape that may be known at run time only) takes values that were just computed at no copy.
+"""
+
+import tensorflow as tf
+
+
+def dense_rows(rows, like):
+    """Zeros of shape `[rows, *like.shape]`, of `like`'s dtype."""
+    buffer = tf.zeros(tf.concat([[rows], tf.shape(like)], 0), like.dtype)
+    static_rows = rows if isinstance(rows, int) else None
+    return tf.ensure_shape(buffer, [static_rows, *like.shape])
+
+
+def write_row(buffer, row, value):
+    """Puts `value` into the row `row` of a dense buffer, which must not have been written before.
+
+    No single operation updates in place in both worlds: `TensorScatterUpdate` copies the buffer in
+    graph mode, and the operations that don't copy there have no XLA kernel. `DeviceIndex` is what
+    TensorFlow has for this: XLA sees the constant 2 and compiles that branch only.
+
+    Under XLA `value` should be a loop variable: TensorFlow's compiler evaluates symbolically what
+    the inputs of a branch depend on, which takes minutes for the output of a network.
+    """
+    shape = buffer.shape
+    indices, updates = [[row]], value[tf.newaxis]
+
+    def in_place():
+        return tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=indices, updates=updates)
+
+    def compiled():
+        return tf.tensor_scatter_nd_update(buffer, indices, updates)
+
+    device = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
+    return tf.ensure_shape(tf.switch_case(device, [in_place, in_place, compiled]), shape)
+
+
+def reserve_rows(rows, like):
+    """A tensor list of `rows` unset elements of `like`'s shape and dtype."""
+    return tf.raw_ops.TensorListReserve(
+        element_shape=tf.shape(like), num_elements=rows, element_dtype=like.dtype
+    )
+
+
+def set_row(rows, row, value):
+    """The tensor list with the element `row` replaced; reused in place where nobody else holds it."""
+    return tf.raw_ops.TensorListSetItem(input_handle=rows, index=row, item=value)
+
+
+def get_row(rows, row, like):
+    """The element `row` of a tensor list, which has `like`'s shape and dtype."""
+    value = tf.raw_ops.TensorListGetItem(
+        input_handle=rows, index=row, element_shape=tf.shape(like), element_dtype=like.dtype
+    )
+    return tf.ensure_shape(value, like.shape)
+
+
+def stack_rows(rows, like, num_rows=None):
+    """All elements of a tensor list as one tensor."""
+    value = tf.raw_ops.TensorListStack(
+        input_handle=rows, element_shape=tf.shape(like), element_dtype=like.dtype
+    )
+    return tf.ensure_shape(value, [num_rows, *like.shape])

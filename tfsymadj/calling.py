@@ -1,0 +1,136 @@
+"""How the user's dynamics are called: from any callable to a function of lists of tensors."""
+
+import functools
+import inspect
+
+import keras
+import tensorflow as tf
+
+
+def as_function(reference, like, args, autonomous):
+    """`(t, ys) -> dys` over lists of tensors, for dynamics of any kind.
+
+    Args:
+        reference: callable that returns the user's callable.
+        like: the nest of the state.
+        args: tuple of further arguments.
+        autonomous: see `is_autonomous`; resolved to a bool.
+
+    Returns:
+        A function that raises ValueError or TypeError, naming `dynamics`, where the result does
+        not have the structure, shapes and dtypes of the state.
+    """
+    time_dtype = tf.nest.flatten(like)[0].dtype.real_dtype
+
+    def function(t, ys):
+        dynamics = reference()
+        if dynamics is None:
+            raise ValueError(
+                "`dynamics` were deleted before their gradient was asked for; keep a reference."
+            )
+        call = _converted(dynamics)
+        y = tf.nest.pack_sequence_as(like, ys)
+        t = tf.cast(t, time_dtype)
+        if is_functional(dynamics):
+            inputs = [*tf.nest.flatten(y), *tf.nest.flatten(args)]
+            if not autonomous:
+                inputs.insert(0, t * tf.ones([tf.shape(inputs[0])[0], 1], time_dtype))
+            result = call(inputs[0] if len(inputs) == 1 else inputs)
+        elif autonomous:
+            result = call(y, *args)
+        else:
+            result = call(t, y, *args)
+        return _checked(result, like, ys)
+
+    return function
+
+
+def is_functional(dynamics):
+    """Whether the dynamics are a Keras model called with one list of inputs."""
+    return isinstance(dynamics, keras.Model) and hasattr(dynamics, "inputs")
+
+
+def is_autonomous(dynamics, args, autonomous):
+    """Whether the dynamics are called without the time.
+
+    Args:
+        dynamics: the user's callable.
+        args: tuple of further arguments.
+        autonomous: True, False, or None to find out for Keras layers: autonomous if `call` takes
+            one positional tensor argument (besides `args`), or a functional model one input.
+    """
+    if autonomous is not None:
+        if not isinstance(autonomous, bool):
+            raise ValueError(f"`autonomous` must be True, False or None. Received: {autonomous!r}")
+        return autonomous
+    if not isinstance(dynamics, keras.Layer):
+        return False
+    if is_functional(dynamics):
+        inputs = dynamics.inputs
+        return inputs is None or len(inputs) <= 1 + len(tf.nest.flatten(args))
+    parameters = [
+        p
+        for p in inspect.signature(dynamics.call).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and p.default is p.empty
+        and p.name not in ("training", "mask")
+    ]
+    return len(parameters) <= 1 + len(args)
+
+
+def _converted(dynamics):
+    """Python control flow on tensors works in plain functions, as in any `tf.function`."""
+    if (
+        not inspect.isfunction(dynamics)
+        or dynamics.__name__ == "<lambda>"
+        or hasattr(dynamics, "autograph_info__")
+        or hasattr(dynamics, "ag_dnc_wrapper__")
+    ):
+        return dynamics
+    return _autograph(dynamics)
+
+
+def _autograph(function):
+    try:
+        converted = tf.autograph.to_graph(function)
+    except Exception:  # noqa: BLE001 - whatever AutoGraph can't read is called as it is
+        return function
+    return functools.wraps(function)(converted)
+
+
+def _checked(result, like, ys):
+    """The result of the dynamics as a list, if it fits the state."""
+    try:
+        tf.nest.assert_same_structure(like, result)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "`dynamics` must return dy/dt in the structure of `y0`. "
+            f"Received: {_describe(result)} for y0 {_describe(like)}"
+        ) from error
+    checked = []
+    for value, y in zip(tf.nest.flatten(result), ys):
+        if value is None:
+            raise TypeError(f"`dynamics` must return a tensor for each of `y0`. Received: {value}")
+        if not tf.is_tensor(value) or isinstance(value, tf.IndexedSlices):
+            value = tf.convert_to_tensor(value, dtype_hint=y.dtype)
+        value = tf.convert_to_tensor(value)
+        if value.dtype != y.dtype:
+            raise TypeError(
+                f"`dynamics` must return the dtype of `y0`, {y.dtype.name}; cast its result. "
+                f"Received: {value.dtype.name}"
+            )
+        if not value.shape.is_compatible_with(y.shape):
+            raise ValueError(
+                f"`dynamics` must return the shape of `y0`, {y.shape}. Received: {value.shape}"
+            )
+        checked.append(tf.ensure_shape(value, y.shape))
+    return checked
+
+
+def _describe(nest):
+    def leaf(x):
+        if hasattr(x, "dtype") and hasattr(x, "shape"):
+            return f"<{tf.as_dtype(x.dtype).name} {tuple(x.shape)}>"
+        return repr(x)
+
+    return str(tf.nest.map_structure(leaf, nest))

@@ -1,0 +1,188 @@
+"""The dynamics as the solver sees them: everything they use is an explicit tensor.
+
+`close` traces the dynamics once and finds out what they capture. Variables are read once, outside
+of the solver (`_platform.substituted_reads`); together with the tensors that the dynamics close
+over they are the `captured` inputs, for which the gradient methods return gradients. Without this
+step `tf.custom_gradient` would silently return no gradient for them.
+"""
+
+import collections
+
+import tensorflow as tf
+
+from tfsymadj import _platform, inspection
+
+_ALLOWED_STATEFUL = frozenset(
+    {
+        # reads
+        "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarHandleOp", "VariableShape",
+        "VarIsInitializedOp", "DisableCopyOnRead", "LookupTableFindV2", "LookupTableSizeV2",
+        # assertions and prints
+        "Assert", "Print", "PrintV2", "CheckNumerics", "CheckNumericsV2",
+        # control flow; their bodies are searched as well
+        "StatefulPartitionedCall", "While", "If", "Case", "DeviceIndex", "For",
+        # the frame of a function
+        "Placeholder", "PlaceholderWithDefault", "_Arg", "_Retval", "FakeParam",
+    }
+)  # fmt: skip
+
+_REMEDIES = (
+    (
+        ("Assign", "Scatter", "ResourceApply", "Mutex", "Stack"),
+        "they write to a variable (batch normalization in training mode, a seed generator of "
+        "Dropout or GaussianNoise, a counter). Call the layer with `training=False`, or pass "
+        "seeded stateless noise through `args`",
+    ),
+    (
+        ("Random", "Multinomial", "ParameterizedTruncatedNormal"),
+        "they draw new random numbers at each evaluation. Draw them once outside of the solve "
+        "and pass them through `args`, or use `tf.random.stateless_*` with a seed from `args`",
+    ),
+    (
+        ("PyFunc",),
+        "they call back into Python, whose result TensorFlow can't know to be the same each time. "
+        "Write them with TensorFlow operations",
+    ),
+)
+
+
+class ClosedDynamics:
+    """Dynamics `(t, ys) -> dys` over lists of tensors, with their captured inputs.
+
+    Attributes:
+        captured: the floating and complex tensors, other than `t` and `ys`, that the dynamics
+            depend on: values of trainable variables, and whatever they close over.
+        variables: trainable variables whose read could not be replaced by a value (inside of a
+            `tf.function` or a SavedModel traced before). They are differentiated through
+            `variables=` of `tf.custom_gradient`.
+    """
+
+    def __init__(self, function, captured, variables, substitute):
+        self._function = function
+        self._substitute = substitute
+        self.captured = captured
+        self.variables = variables
+
+    def __call__(self, t, ys):
+        with _platform.substituted_reads(self._substitute):
+            return self._function(t, list(ys))
+
+    def vjp(self, t, ys, cotangents, variables=(), with_values=False):
+        """One evaluation under a tape of its own, and its vector-Jacobian product.
+
+        Args:
+            t: float64 scalar.
+            ys: list of tensors.
+            cotangents: list of tensors like `ys`.
+            variables: the variables of `self.variables` to differentiate for.
+            with_values: whether the values and the gradient for `t` are wanted.
+
+        Returns:
+            `(dys, dt, dcaptured, dvariables, values)`: lists of tensors, None where the dynamics
+            don't depend on an input; `dt` and `values` are None without `with_values`.
+        """
+        sources = [*ys, *self.captured, *variables, *([t] if with_values else [])]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            values = self(t, ys)
+        gradients = tape.gradient(values, sources, output_gradients=cotangents)
+        gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+        n, m = len(ys), len(ys) + len(self.captured)
+        dt = gradients.pop() if with_values else None
+        dys = [tf.zeros_like(y) if g is None else g for g, y in zip(gradients[:n], ys)]
+        return dys, dt, gradients[n:m], gradients[m:], values if with_values else None
+
+
+def close(function, ys, owner=None):
+    """Finds out what the dynamics depend on, and that they are reproducible.
+
+    Args:
+        function: `(t, ys) -> dys` over lists of tensors.
+        ys: list of tensors, the initial state; for its shapes and dtypes.
+        owner: the user's object, searched for frozen Keras layers.
+
+    Returns:
+        `ClosedDynamics`.
+
+    Raises:
+        ValueError: if the dynamics are not reproducible.
+    """
+    outer = tf.compat.v1.get_default_graph()
+    reads = collections.OrderedDict()  # storage -> (variable, value outside of the solver)
+
+    def read_outside(variable):
+        key = _platform.variable_key(variable)
+        if key not in reads:
+            with outer.as_default():
+                reads[key] = variable, tf.convert_to_tensor(variable)
+        return reads[key][1]
+
+    def trace(t, *states):
+        with _platform.substituted_reads(read_outside):
+            return function(t, list(states))
+
+    # Not the function's own shapes: a loop's state may have lost static dimensions.
+    specs = [tf.TensorSpec([], tf.float64), *(tf.TensorSpec(y.shape, y.dtype) for y in ys)]
+    graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
+    check_reproducible(graph)
+
+    frozen = inspection.frozen_storages(owner)
+
+    def is_trained(variable):
+        return variable.trainable and _platform.variable_key(variable) not in frozen
+
+    constant = {id(value) for variable, value in reads.values() if not is_trained(variable)}
+    captured = [
+        tensor
+        for tensor, _ in graph.captures
+        if (tensor.dtype.is_floating or tensor.dtype.is_complex) and id(tensor) not in constant
+    ]
+    variables = [v for v in graph.variables if is_trained(v)]
+    if variables and _platform.in_control_flow():
+        names = ", ".join(v.name for v in variables)
+        raise ValueError(
+            "`dynamics` read variables inside of a `tf.function` or SavedModel of their own, which "
+            "has no gradient where the solve itself is in the body of a loop or a branch "
+            "(`tf.while_loop`, `tf.map_fn`, `tf.cond`, `keras.layers.RNN`). Use the Python "
+            f"function without `tf.function`. Received: variables {names}"
+        )
+
+    def substitute(variable):
+        known = reads.get(_platform.variable_key(variable))
+        if known is not None:
+            return known[1]
+        if is_trained(variable):
+            raise ValueError(
+                "`dynamics` must use the same variables at each call, but a later call read one "
+                f"that the first did not. Received: {variable.name}"
+            )
+        return None
+
+    return ClosedDynamics(function, captured, variables, substitute)
+
+
+def check_reproducible(graph):
+    """Refuses dynamics that may give another result for the same arguments.
+
+    Args:
+        graph: `tf.Graph` of the traced dynamics; nested functions are searched too.
+
+    Raises:
+        ValueError: naming the operation and the remedy.
+    """
+    definition = graph.as_graph_def()
+    nodes = list(definition.node)
+    for function in definition.library.function:
+        nodes.extend(function.node_def)
+    for node in nodes:
+        if node.op in _ALLOWED_STATEFUL or not _platform.is_stateful(node.op):
+            continue
+        reason = next(
+            (text for words, text in _REMEDIES if any(word in node.op for word in words)),
+            "they use an operation with a state of its own. Move it out of the dynamics",
+        )
+        raise ValueError(
+            "`dynamics` must give the same result whenever they are evaluated at the same point, "
+            f"or the gradient would be wrong; but {reason}. "
+            f"Received: operation {node.name!r} of type {node.op}"
+        )

@@ -1,0 +1,27 @@
+"""How the forward loop is differentiated: interchangeable objects with a `solve` method."""
+
+from tfsymadj.gradients.backprop import Backprop
+from tfsymadj.gradients.gradient import Gradient
+from tfsymadj.gradients.symplectic_adjoint import SymplecticAdjoint
+
+#: Names for `solve(gradient=...)`.
+GRADIENTS = {"symplectic_adjoint": SymplecticAdjoint, "backprop": Backprop}
+
+
+def get_gradient(gradient):
+    """A gradient object from its name; objects are returned as they are.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(gradient, Gradient):
+        return gradient
+    if isinstance(gradient, str) and gradient in GRADIENTS:
+        return GRADIENTS[gradient]()
+    raise ValueError(
+        f"`gradient` must be one of {sorted(GRADIENTS)}, or an object such as "
+        f"`SymplecticAdjoint()`. Received: {gradient!r}"
+    )
+
+
+__all__ = ["GRADIENTS", "Backprop", "Gradient", "SymplecticAdjoint", "get_gradient"]

@@ -1,0 +1,366 @@
+"""The forward loop: one `tf.while_loop` for fixed and adaptive steps and for every gradient."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfsymadj import buffers
+from tfsymadj.controllers import Controller
+from tfsymadj.dynamics import ClosedDynamics
+from tfsymadj.runge_kutta import rk_step
+from tfsymadj.solution import Status
+from tfsymadj.tableaus import ButcherTableau
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """An initial value problem, checked, over lists of tensors.
+
+    Attributes:
+        dynamics: the closed dynamics.
+        ys: the initial state.
+        ts: float64 tensor of the output times.
+        tableau: the method; without an error estimate unless the controller is adaptive.
+        controller: bound to the method.
+        max_steps: bound of the steps tried: an int, or an int32 scalar where the sizes of buffers
+            need not be known at compile time.
+        known_length: whether exactly `max_steps` steps are taken.
+        first_step: float64 scalar or None for an automatic one.
+        min_step: float.
+        with_time: whether `ts` may need a gradient.
+    """
+
+    dynamics: ClosedDynamics
+    ys: list
+    ts: tf.Tensor
+    tableau: ButcherTableau
+    controller: Controller
+    max_steps: Any
+    known_length: bool
+    first_step: Any
+    min_step: float
+    with_time: bool
+
+    @property
+    def num_times(self):
+        """The number of output times, int where it is known."""
+        return tf.size(self.ts) if self.ts.shape[0] is None else self.ts.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What the loop keeps for a backward pass.
+
+    Attributes:
+        stride: every how many steps the state is kept; int or int32 scalar.
+        rows: how many states are kept at most; likewise. 0: none.
+        stages: whether every stage value is kept instead.
+    """
+
+    stride: Any
+    rows: Any
+    stages: bool = False
+
+
+class Grid(NamedTuple):
+    """The accepted steps, one row each. float64 tensors of shape `(max_steps,)` or ints.
+
+    Attributes:
+        t: time before the step.
+        h: the step.
+        interval: index m of the output interval, from `ts[m]` to `ts[m + 1]`.
+        hits_end: 1 if the step ends at `ts[m + 1]`, else 0.
+        time_fraction: see `controllers.Proposal`.
+        step_fraction: likewise.
+    """
+
+    t: tf.Tensor
+    h: tf.Tensor
+    interval: tf.Tensor
+    hits_end: tf.Tensor
+    time_fraction: tf.Tensor
+    step_fraction: tf.Tensor
+
+
+class Integral(NamedTuple):
+    """What the loop returns.
+
+    Attributes:
+        ys: the states at the output times, stacked; NaN from where the solve failed.
+        status: int32 scalar.
+        time: the time at which the solve ended, float64.
+        num_steps: attempted steps, int32.
+        num_accepted: accepted steps.
+        num_evaluations: evaluations of the dynamics.
+        grid: `Grid`, or None without a recording.
+        checkpoints: list of tensors `[rows, ...]`, or of all stage values; or None.
+    """
+
+    ys: list
+    status: tf.Tensor
+    time: tf.Tensor
+    num_steps: tf.Tensor
+    num_accepted: tf.Tensor
+    num_evaluations: tf.Tensor
+    grid: Grid | None
+    checkpoints: list | None
+
+
+class _Carry(NamedTuple):
+    """The loop's variables; lists are empty where something is not needed."""
+
+    attempts: tf.Tensor
+    accepted: tf.Tensor
+    interval: tf.Tensor
+    t: tf.Tensor
+    ys: list
+    first: list  # the dynamics at (t, ys), with a FSAL method
+    control: Any
+    status: tf.Tensor
+    moved: tf.Tensor  # whether the last step was accepted: `ys` is new
+    outputs: list  # tensor lists
+    grid: list  # of one tensor list
+    checkpoints: list  # dense buffers
+    stages: list  # tensor lists
+
+
+def integrate(problem, recording=None):
+    """Solves the problem.
+
+    Args:
+        problem: `Problem`.
+        recording: `Recording` or None.
+
+    Returns:
+        `Integral`.
+    """
+    dynamics, tableau, controller = problem.dynamics, problem.tableau, problem.controller
+    ys0, ts, num_times = problem.ys, problem.ts, problem.num_times
+    adaptive = controller.adaptive
+    s = tableau.stages
+    only_end = isinstance(num_times, int) and num_times == 2
+    recording = recording or Recording(1, 0)
+    with_grid = recording.stages or not (isinstance(recording.rows, int) and recording.rows == 0)
+    keep_states = with_grid and not recording.stages
+
+    status = tf.where(_monotonic(ts), int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
+    status = _first_failure(status, _finite(ys0), Status.NON_FINITE_STATE)
+    first, first_step, evaluations = [], None, 0
+    if adaptive:
+        slopes = None
+        if tableau.fsal or problem.first_step is None:
+            slopes = dynamics(ts[0], ys0)
+            evaluations += 1
+            status = _first_failure(status, _finite(slopes), Status.NON_FINITE_DYNAMICS)
+        if problem.first_step is None:
+            first_step = _automatic_first_step(problem, slopes)
+            evaluations += 1
+        else:
+            first_step = tf.cast(problem.first_step, tf.float64)
+        first = slopes if tableau.fsal else []
+
+    carry = _Carry(
+        attempts=tf.zeros([], tf.int32),
+        accepted=tf.zeros([], tf.int32),
+        interval=tf.zeros([], tf.int32),
+        t=ts[0],
+        ys=list(ys0),
+        first=first,
+        control=controller.initial_state(first_step),
+        status=status,
+        moved=tf.constant(True),
+        outputs=[]
+        if only_end
+        else [buffers.set_row(buffers.reserve_rows(num_times, y), 0, y) for y in ys0],
+        grid=[buffers.reserve_rows(problem.max_steps, tf.zeros([6], tf.float64))]
+        if with_grid
+        else [],
+        # One row more than needed: where to write what is not kept.
+        checkpoints=[buffers.dense_rows(recording.rows + 1, y) for y in ys0]
+        if keep_states
+        else [],
+        stages=[buffers.reserve_rows(problem.max_steps * s, y) for y in ys0]
+        if recording.stages
+        else [],
+    )
+
+    def unfinished(c):
+        ongoing = tf.logical_and(tf.equal(c.status, int(Status.SUCCESS)), c.interval < num_times - 1)
+        return tf.logical_and(ongoing, c.attempts < problem.max_steps)
+
+    def attempt(c):
+        start, end = ts[c.interval], ts[c.interval + 1]
+        proposal = controller.propose(c.control, c.t, start, end)
+
+        checkpoints = c.checkpoints
+        if checkpoints:
+            n, stride = c.accepted, recording.stride
+            keep = tf.logical_and(c.moved, tf.equal(n % stride, 0))
+            row = tf.where(keep, n // stride, recording.rows)
+            checkpoints = [buffers.write_row(b, row, y) for b, y in zip(checkpoints, c.ys)]
+
+        step = rk_step(dynamics, tableau, c.t, proposal.step, c.ys, c.first or None)
+        finite = _finite(step.ys)
+        if adaptive:
+            norm = tf.stop_gradient(controller.error_norm(step.errors, c.ys, step.ys))
+            finite = tf.logical_and(finite, tf.math.is_finite(norm))
+            norm = tf.where(finite, norm, tf.constant(float("inf"), tf.float64))
+            accepted, control = controller.adapt(c.control, proposal, norm)
+            accepted = tf.logical_and(accepted, finite)
+            after = controller.propose(control, c.t, start, end).step
+            small = tf.logical_or(tf.equal(c.t + after, c.t), tf.abs(after) < problem.min_step)
+            stuck = tf.logical_and(small, tf.logical_not(accepted))
+            reason = tf.where(
+                finite, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE_DYNAMICS)
+            )
+            status = tf.where(stuck, reason, c.status)
+        else:
+            accepted, control = finite, controller.adapt(c.control, proposal, None)[1]
+            reason = tf.where(
+                _finite(step.increments),
+                int(Status.NON_FINITE_STATE),
+                int(Status.NON_FINITE_DYNAMICS),
+            )
+            status = tf.where(finite, c.status, reason)
+
+        ys = _select(accepted, step.ys, c.ys)
+        grid, stages = c.grid, c.stages
+        if grid:
+            entry = [
+                c.t, proposal.step, tf.cast(c.interval, tf.float64),
+                tf.cast(proposal.hits_end, tf.float64),
+                proposal.time_fraction, proposal.step_fraction,
+            ]  # fmt: skip
+            grid = [buffers.set_row(grid[0], c.accepted, tf.stack(entry))]
+        if stages:
+            for i in range(s):
+                stages = [
+                    buffers.set_row(rows, c.accepted * s + i, y)
+                    for rows, y in zip(stages, step.stages[i])
+                ]
+        return (
+            _Carry(
+                attempts=c.attempts + 1,
+                accepted=c.accepted + tf.cast(accepted, tf.int32),
+                interval=c.interval
+                + tf.cast(tf.logical_and(accepted, proposal.hits_end), tf.int32),
+                t=tf.where(accepted, proposal.end, c.t),
+                ys=ys,
+                first=_select(accepted, step.last, c.first) if c.first else [],
+                control=control,
+                status=status,
+                moved=accepted,
+                # Overwritten by the later steps of the same interval.
+                outputs=[buffers.set_row(o, c.interval + 1, y) for o, y in zip(c.outputs, ys)],
+                grid=grid,
+                checkpoints=checkpoints,
+                stages=stages,
+            ),
+        )
+
+    static_bound = problem.max_steps if isinstance(problem.max_steps, int) else None
+    (carry,) = tf.while_loop(
+        unfinished,
+        attempt,
+        (carry,),
+        parallel_iterations=1,
+        maximum_iterations=static_bound,
+        name="integrate",
+    )
+
+    reached = tf.logical_or(
+        tf.not_equal(carry.status, int(Status.SUCCESS)), tf.equal(carry.interval, num_times - 1)
+    )
+    status = tf.where(reached, carry.status, int(Status.MAX_STEPS_REACHED))
+    if only_end:
+        outputs = [tf.stack([y0, y]) for y0, y in zip(ys0, carry.ys)]
+    else:
+        static = num_times if isinstance(num_times, int) else None
+        outputs = [buffers.stack_rows(o, y, static) for o, y in zip(carry.outputs, ys0)]
+    failed = tf.not_equal(status, int(Status.SUCCESS))
+    lost = tf.logical_and(failed, tf.range(num_times) > carry.interval)
+    outputs = [y + _nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
+
+    grid = checkpoints = None
+    if with_grid:
+        rows = buffers.stack_rows(carry.grid[0], tf.zeros([6], tf.float64))
+        grid = Grid(*tf.unstack(rows, axis=1))
+        if keep_states:
+            checkpoints = carry.checkpoints
+        else:
+            checkpoints = [buffers.stack_rows(r, y) for r, y in zip(carry.stages, ys0)]
+    return Integral(
+        outputs,
+        status,
+        carry.t,
+        carry.attempts,
+        carry.accepted,
+        carry.attempts * s + evaluations,
+        grid,
+        checkpoints,
+    )
+
+
+def poison(xs, status):
+    """`xs`, or NaN if the solve failed."""
+    failed = tf.not_equal(status, int(Status.SUCCESS))
+    return [None if x is None else x + _nan_where(failed, x.dtype, 0) for x in xs]
+
+
+def _nan_where(condition, dtype, rank):
+    """NaN where a scalar or vector holds, else 0, to be added along the first axis."""
+    value = tf.where(condition, tf.constant(float("nan"), dtype.real_dtype), 0.0)
+    value = tf.cast(value, dtype)
+    return value if rank == 0 else tf.reshape(value, [-1] + [1] * (rank - 1))
+
+
+def _first_failure(status, fine, failure):
+    now = tf.logical_and(tf.equal(status, int(Status.SUCCESS)), tf.logical_not(fine))
+    return tf.where(now, int(failure), status)
+
+
+def _monotonic(ts):
+    steps = ts[1:] - ts[:-1]
+    one_way = tf.logical_or(tf.reduce_all(steps > 0), tf.reduce_all(steps < 0))
+    return tf.logical_and(one_way, tf.reduce_all(tf.math.is_finite(ts)))
+
+
+def _finite(xs):
+    fine = tf.constant(True)
+    for x in xs:
+        # The magnitude is finite exactly if both parts of a complex number are.
+        x = tf.abs(x) if x.dtype.is_complex else x
+        fine = tf.logical_and(fine, tf.reduce_all(tf.math.is_finite(x)))
+    return fine
+
+
+def _select(condition, xs, ys):
+    return [tf.where(condition, x, y) for x, y in zip(xs, ys)]
+
+
+def _automatic_first_step(problem, slopes):
+    """The first step after Hairer, Norsett and Wanner, Solving ODEs I, section II.4.
+
+    One more evaluation of the dynamics, at an explicit Euler step.
+    """
+    controller, ys, ts = problem.controller, problem.ys, problem.ts
+    magnitudes = [tf.abs(y) for y in ys]
+    size = controller.scaled_norm(ys, magnitudes)
+    slope = controller.scaled_norm(slopes, magnitudes)
+    small = tf.logical_or(size < 1e-5, slope < 1e-5)
+    trial = tf.where(small, tf.constant(1e-6, tf.float64), 0.01 * size / slope)
+    trial = tf.minimum(trial, tf.abs(ts[-1] - ts[0]))
+    h = tf.sign(ts[-1] - ts[0]) * trial
+    euler = [y + tf.cast(h, y.dtype) * k for y, k in zip(ys, slopes)]
+    ahead = problem.dynamics(ts[0] + h, euler)
+    bend = controller.scaled_norm([b - a for a, b in zip(slopes, ahead)], magnitudes) / trial
+    largest = tf.maximum(slope, bend)
+    order = problem.tableau.order
+    step = tf.where(
+        largest <= 1e-15,
+        tf.maximum(tf.constant(1e-6, tf.float64), trial * 1e-3),
+        (0.01 / largest) ** (1.0 / (order + 1.0)),
+    )
+    step = tf.minimum(100.0 * trial, step)
+    return tf.stop_gradient(tf.where(tf.math.is_finite(step), step, trial))

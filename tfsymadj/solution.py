@@ -1,0 +1,82 @@
+"""What a solve returns."""
+
+import enum
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class Status(enum.IntEnum):
+    """How a solve ended; `Solution.status` holds the value as an int32 tensor.
+
+    Anything but `SUCCESS` means that the outputs which were not reached, and every gradient, are
+    NaN.
+    """
+
+    SUCCESS = 0
+    MAX_STEPS_REACHED = 1
+    STEP_UNDERFLOW = 2
+    NON_FINITE_STATE = 3
+    NON_FINITE_DYNAMICS = 4
+    TIMES_NOT_MONOTONIC = 5
+
+
+#: What happened, and what to change: completed by the time at which it happened.
+MESSAGES = {
+    Status.MAX_STEPS_REACHED: (
+        "The solve took `max_steps` steps without reaching the last entry of `t`. Increase "
+        "`max_steps`, loosen `rtol` and `atol`, or shorten the interval; a stiff problem needs "
+        "too many steps with any explicit method."
+    ),
+    Status.STEP_UNDERFLOW: (
+        "The step size became too small: either below `min_step`, or so small that t + h == t. "
+        "The solution may have a singularity here, or the problem is stiff; loosen `rtol` and "
+        "`atol`, or end the interval earlier."
+    ),
+    Status.NON_FINITE_STATE: (
+        "The state `y` became infinite or NaN, or `y0` was. Check `y0`; the solution may blow up "
+        "here, so use smaller steps or end the interval earlier."
+    ),
+    Status.NON_FINITE_DYNAMICS: (
+        "The dynamics returned an infinite or NaN value for a finite state. Check the dynamics, "
+        "their weights and `args` at this time."
+    ),
+    Status.TIMES_NOT_MONOTONIC: (
+        "The entries of `t` must be finite and strictly increasing or strictly decreasing."
+    ),
+}
+
+
+class Stats(NamedTuple):
+    """Counts of one solve, int32 scalars.
+
+    Attributes:
+        num_steps: steps attempted, `num_accepted + num_rejected`.
+        num_accepted: steps taken.
+        num_rejected: steps that the error estimate refused.
+        num_evaluations: evaluations of the dynamics in the forward pass.
+        num_backward_evaluations: evaluations that one gradient will take, as planned from the
+            accepted steps, the stages and the checkpoints (a taped evaluation counts once).
+    """
+
+    num_steps: tf.Tensor
+    num_accepted: tf.Tensor
+    num_rejected: tf.Tensor
+    num_evaluations: tf.Tensor
+    num_backward_evaluations: tf.Tensor
+
+
+class Solution(NamedTuple):
+    """The solution of an initial value problem.
+
+    Attributes:
+        t: the times, shape `(len(t),)`, float64.
+        y: the states at these times: the nest of `y0`, each tensor with a leading axis `len(t)`.
+        status: int32 scalar, a value of `Status`.
+        stats: `Stats`.
+    """
+
+    t: tf.Tensor
+    y: Any
+    status: tf.Tensor
+    stats: Stats
