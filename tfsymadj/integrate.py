@@ -118,6 +118,8 @@ class _Carry(NamedTuple):
     first: list  # the dynamics at (t, ys), with a FSAL method
     control: Any
     status: tf.Tensor
+    reached: tf.Tensor  # the last interval entered and the time, while all was well
+    time: tf.Tensor
     moved: tf.Tensor  # whether the last step was accepted: `ys` is new
     outputs: list  # tensor lists
     grid: list  # of one tensor list
@@ -169,6 +171,8 @@ def integrate(problem, recording=None):
         first=first,
         control=controller.initial_state(first_step),
         status=status,
+        reached=tf.zeros([], tf.int32),
+        time=ts[0],
         moved=tf.constant(True),
         outputs=[]
         if only_end
@@ -186,8 +190,13 @@ def integrate(problem, recording=None):
     )
 
     def unfinished(c):
-        ongoing = tf.logical_and(tf.equal(c.status, int(Status.SUCCESS)), c.interval < num_times - 1)
-        return tf.logical_and(ongoing, c.attempts < problem.max_steps)
+        bounded = c.attempts < problem.max_steps
+        if problem.known_length:
+            # However the solve goes: so the loop's counters don't depend on the state, and
+            # `tf.vectorized_map` can tell.
+            return bounded
+        ongoing = tf.equal(c.status, int(Status.SUCCESS))
+        return tf.logical_and(bounded, tf.logical_and(ongoing, c.interval < num_times - 1))
 
     def attempt(c):
         start, end = ts[c.interval], ts[c.interval + 1]
@@ -216,15 +225,18 @@ def integrate(problem, recording=None):
             )
             status = tf.where(stuck, reason, c.status)
         else:
-            accepted, control = finite, controller.adapt(c.control, proposal, None)[1]
+            accepted, control = controller.adapt(c.control, proposal, None)
             reason = tf.where(
                 _finite(step.increments),
                 int(Status.NON_FINITE_STATE),
                 int(Status.NON_FINITE_DYNAMICS),
             )
-            status = tf.where(finite, c.status, reason)
+            status = _first_failure(c.status, finite, reason)
 
-        ys = _select(accepted, step.ys, c.ys)
+        ys = _select(accepted, step.ys, c.ys) if adaptive else step.ys
+        end = tf.where(accepted, proposal.end, c.t)
+        interval = c.interval + tf.cast(tf.logical_and(accepted, proposal.hits_end), tf.int32)
+        well = tf.equal(status, int(Status.SUCCESS))
         grid, stages = c.grid, c.stages
         if grid:
             entry = [
@@ -243,13 +255,14 @@ def integrate(problem, recording=None):
             _Carry(
                 attempts=c.attempts + 1,
                 accepted=c.accepted + tf.cast(accepted, tf.int32),
-                interval=c.interval
-                + tf.cast(tf.logical_and(accepted, proposal.hits_end), tf.int32),
-                t=tf.where(accepted, proposal.end, c.t),
+                interval=interval,
+                t=end,
                 ys=ys,
                 first=_select(accepted, step.last, c.first) if c.first else [],
                 control=control,
                 status=status,
+                reached=tf.where(well, interval, c.reached),
+                time=tf.where(well, end, c.time),
                 moved=accepted,
                 # Overwritten by the later steps of the same interval.
                 outputs=[buffers.set_row(o, c.interval + 1, y) for o, y in zip(c.outputs, ys)],
@@ -269,17 +282,15 @@ def integrate(problem, recording=None):
         name="integrate",
     )
 
-    reached = tf.logical_or(
-        tf.not_equal(carry.status, int(Status.SUCCESS)), tf.equal(carry.interval, num_times - 1)
-    )
-    status = tf.where(reached, carry.status, int(Status.MAX_STEPS_REACHED))
+    arrived = tf.equal(carry.interval, num_times - 1)
+    status = _first_failure(carry.status, arrived, Status.MAX_STEPS_REACHED)
     if only_end:
         outputs = [tf.stack([y0, y]) for y0, y in zip(ys0, carry.ys)]
     else:
         static = num_times if isinstance(num_times, int) else None
         outputs = [buffers.stack_rows(o, y, static) for o, y in zip(carry.outputs, ys0)]
     failed = tf.not_equal(status, int(Status.SUCCESS))
-    lost = tf.logical_and(failed, tf.range(num_times) > carry.interval)
+    lost = tf.logical_and(failed, tf.range(num_times) > carry.reached)
     outputs = [y + _nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
 
     grid = checkpoints = None
@@ -293,7 +304,7 @@ def integrate(problem, recording=None):
     return Integral(
         outputs,
         status,
-        carry.t,
+        carry.time,
         carry.attempts,
         carry.accepted,
         carry.attempts * s + evaluations,
@@ -317,7 +328,7 @@ def _nan_where(condition, dtype, rank):
 
 def _first_failure(status, fine, failure):
     now = tf.logical_and(tf.equal(status, int(Status.SUCCESS)), tf.logical_not(fine))
-    return tf.where(now, int(failure), status)
+    return tf.where(now, failure if tf.is_tensor(failure) else int(failure), status)
 
 
 def _monotonic(ts):

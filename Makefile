@@ -1,0 +1,43 @@
+# `make` lists the targets. All of them but `clean` make the environment first if it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint format benchmarks clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+
+# The stamp tells whether what is installed is older than what is asked for.
+$(VENV)/.stamp: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[dev,examples,tfp]'
+	touch $@
+
+venv: $(VENV)/.stamp  ## Make the environment in .venv.
+
+demo: venv  ## Train a small model on handwritten digits.
+	$(BIN)/python examples/digits.py
+
+test: venv  ## Run the tests, less those that take long.
+	$(BIN)/python -m pytest
+
+test-slow: venv  ## Run the tests that take long.
+	$(BIN)/python -m pytest -m slow
+
+lint: venv  ## Check the code's style.
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: venv  ## Format the code, and mend what can be mended automatically.
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+benchmarks: venv  ## Measure time and memory of the gradients.
+	$(BIN)/python benchmarks/gradient_cost.py
+
+clean:  ## Remove the environment, caches and outputs.
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

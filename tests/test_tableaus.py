@@ -1,0 +1,423 @@
+"""Tests of the methods' tables: order conditions, derived properties, errors."""
+
+import dataclasses
+import math
+import pickle
+import subprocess
+import sys
+from fractions import Fraction
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from tfsymadj import tableaus
+from tfsymadj.tableaus import METHODS, ButcherTableau, get_tableau
+
+ALL = [pytest.param(tableau, id=name) for name, tableau in METHODS.items()]
+ADAPTIVE = [pytest.param(tableau, id=name) for name, tableau in METHODS.items() if tableau.adaptive]
+
+# name: (order, embedded order, rows, stages, FSAL)
+EXPECTED = {
+    "euler": (1, None, 1, 1, False),
+    "midpoint": (2, None, 2, 2, False),
+    "heun": (2, None, 2, 2, False),
+    "ralston": (2, None, 2, 2, False),
+    "rk4": (4, None, 4, 4, False),
+    "rk38": (4, None, 4, 4, False),
+    "fehlberg2": (2, 1, 3, 3, False),
+    "adaptive_heun": (2, 1, 2, 2, False),
+    "bosh3": (3, 2, 4, 3, True),
+    "fehlberg45": (5, 4, 6, 6, False),
+    "tsit5": (5, 4, 7, 6, True),
+    "dopri5": (5, 4, 7, 6, True),
+    "dopri8": (8, 7, 13, 13, False),
+}
+
+# Rooted trees of 1, 2, ... vertices.
+COUNTS = (1, 1, 2, 4, 9, 20, 48, 115, 286, 719)
+
+# A correct tableau for the tests of errors to spoil.
+GOOD = dict(
+    name="mine",
+    order=2,
+    c=(0, 1),
+    a=((), (1,)),
+    b=(0.5, 0.5),
+    b_error=(-0.5, 0.5),
+    embedded_order=1,
+)
+
+
+def two_stages(alpha):
+    """Coefficients of the family of all methods of two stages and order 2."""
+    return dict(c=(0, alpha), a=((), (alpha,)), b=(1 - 1 / (2 * alpha), 1 / (2 * alpha)))
+
+
+def largest_residual(tableau, weights, order):
+    return max(abs(r) for _, r, _ in tableaus.residuals(tableau.a_matrix, weights, order))
+
+
+def test_all_methods_are_listed():
+    assert dict(METHODS) == {name: METHODS[name] for name in EXPECTED}
+    assert all(tableau.name == name for name, tableau in METHODS.items())
+    with pytest.raises(TypeError):
+        METHODS["mine"] = tableaus.EULER
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_properties(name):
+    tableau = METHODS[name]
+    assert EXPECTED[name] == (
+        tableau.order,
+        tableau.embedded_order,
+        tableau.num_rows,
+        tableau.stages,
+        tableau.fsal,
+    )
+    assert tableau.adaptive == (tableau.embedded_order is not None)
+    assert tableau.active_stages == (True,) * tableau.stages
+
+
+@pytest.mark.parametrize("order,count", list(enumerate(COUNTS, start=1)))
+def test_rooted_trees(order, count):
+    trees = tableaus.rooted_trees(order)
+    assert len(trees) == len(set(trees)) == count
+    assert all(tableaus.num_vertices(tree) == order for tree in trees)
+
+
+def test_densities():
+    tall, bushy = (((),),), ((), (), ())
+    assert tableaus.density(()) == 1
+    assert tableaus.density((tall,)) == math.factorial(4)
+    assert tableaus.density(bushy) == 4
+    # The numbers of monotonic labellings of the trees of one order add up to (order - 1)!.
+    for order in range(1, 8):
+        labellings = 0
+        for tree in tableaus.rooted_trees(order):
+            labellings += Fraction(math.factorial(order), tableaus.density(tree) * symmetry(tree))
+        assert labellings == math.factorial(order - 1)
+
+
+def symmetry(tree):
+    """Order of the symmetry group of a rooted tree."""
+    product = 1
+    for subtree in set(tree):
+        count = tree.count(subtree)
+        product *= math.factorial(count) * symmetry(subtree) ** count
+    return product
+
+
+@pytest.mark.parametrize("tableau", ALL)
+def test_order_is_exactly_nominal(tableau):
+    for order in range(1, tableau.order + 1):
+        assert largest_residual(tableau, tableau.b_vector, order) < 5e-14
+    assert largest_residual(tableau, tableau.b_vector, tableau.order + 1) > 1e-7
+
+
+@pytest.mark.parametrize("tableau", ADAPTIVE)
+def test_embedded_order_is_exactly_nominal(tableau):
+    embedded = tableau.b_vector - tableau.error_vector
+    for order in range(1, tableau.embedded_order + 1):
+        assert largest_residual(tableau, embedded, order) < 5e-14
+    assert largest_residual(tableau, embedded, tableau.embedded_order + 1) > 1e-7
+
+
+@pytest.mark.parametrize("tableau", ALL)
+def test_symplectic_partner(tableau):
+    """b_i A_ij + B_j a_ji = b_i B_j for the partner (A, B = b), in the rows where b_i is not 0."""
+    a, b = tableau.a_matrix, tableau.b_vector
+    partner = np.full_like(a, np.nan)
+    defined = b != 0
+    partner[defined] = b - b * a.T[defined] / b[defined, None]
+    defect = b[:, None] * partner + b * a.T - np.outer(b, b)
+    scale = np.abs(b[:, None] * partner) + np.abs(b * a.T)
+    assert np.all(np.abs(defect[defined]) <= 4 * np.finfo(float).eps * scale[defined])
+
+
+@pytest.mark.parametrize("tableau", ALL)
+def test_adjoint_weights_keep_the_bilinear_form(tableau):
+    """The recursion in w_i = b_i Lambda_i is exact where b_i = 0 as well."""
+    reduced = tableau.without_error()
+    a, b, active = reduced.a_matrix, reduced.b_vector, reduced.active_stages
+    rng = np.random.default_rng(0)
+    jacobians = rng.normal(size=[reduced.stages, 3, 3])
+    h, delta, adjoint = 0.1, rng.normal(size=3), rng.normal(size=3)
+    slopes = np.zeros([reduced.stages, 3])
+    for i in range(reduced.stages):
+        slopes[i] = jacobians[i] @ (delta + h * a[i] @ slopes)
+    products = np.zeros([reduced.stages, 3])
+    for i in reversed(range(reduced.stages)):
+        weight = b[i] * adjoint + h * a[:, i] @ products
+        assert active[i] or not weight.any()
+        products[i] = jacobians[i].T @ weight
+    after = (delta + h * b @ slopes) @ adjoint
+    before = delta @ (adjoint + h * products.sum(axis=0))
+    np.testing.assert_allclose(before, after, rtol=1e-13)
+
+
+# Numbers of steps for each order: small steps, but with errors well above those of rounding.
+STEPS = {
+    1: (400, 800, 1600),
+    2: (100, 200, 400),
+    3: (50, 100, 200),
+    4: (20, 40, 80),
+    5: (20, 40, 80),
+    7: (8, 10, 12, 16),
+    8: (8, 10, 12, 16),
+}
+
+
+def observed_order(tableau, weights, order):
+    """Slope of the errors of equal steps against the step, for a problem of known solution."""
+
+    def dynamics(y):
+        return np.array([y[1] ** 2, -y[0] * y[1]])
+
+    def solution(t):
+        return np.array([np.tanh(t), 1 / np.cosh(t)])
+
+    errors = []
+    for num_steps in STEPS[order]:
+        h, y = 2.0 / num_steps, solution(-0.5)
+        for _ in range(num_steps):
+            slopes = np.zeros([tableau.num_rows, 2])
+            for i in range(tableau.num_rows):
+                slopes[i] = dynamics(y + h * tableau.a_matrix[i] @ slopes)
+            y = y + h * weights @ slopes
+        errors.append(np.max(np.abs(y - solution(1.5))))
+    return -np.polyfit(np.log(STEPS[order]), np.log(errors), 1)[0]
+
+
+@pytest.mark.parametrize("tableau", ALL)
+def test_observed_order(tableau):
+    observed = observed_order(tableau, tableau.b_vector, tableau.order)
+    assert abs(observed - tableau.order) < 0.2
+
+
+@pytest.mark.parametrize("tableau", ADAPTIVE)
+def test_observed_embedded_order(tableau):
+    embedded = tableau.b_vector - tableau.error_vector
+    observed = observed_order(tableau, embedded, tableau.embedded_order)
+    assert abs(observed - tableau.embedded_order) < 0.2
+
+
+@pytest.mark.parametrize("tableau", ALL)
+def test_without_error(tableau):
+    reduced = tableau.without_error()
+    assert reduced is tableau.without_error()
+    assert reduced is reduced.without_error()
+    assert not reduced.adaptive and not reduced.fsal
+    assert reduced.embedded_order is None
+    assert reduced.num_rows == reduced.stages == tableau.stages
+    assert (reduced.name, reduced.order) == (tableau.name, tableau.order)
+    assert reduced.b == tableau.b[: tableau.stages]
+    assert reduced.active_stages == tableau.active_stages
+    if not tableau.adaptive:
+        assert reduced is tableau
+
+
+def test_inactive_stages():
+    # The third stage serves the error estimate alone, the second serves the third alone.
+    tableau = ButcherTableau(
+        name="mine",
+        order=1,
+        c=(0, 1 / 2, 1 / 2, 1 / 4),
+        a=((), (1 / 2,), (0, 1 / 2), (1 / 4, 0, 0)),
+        b=(1 / 2, 0, 0, 1 / 2),
+        b_error=(1 / 2, 0, -1, 1 / 2),
+    )
+    assert tableau.active_stages == (True, False, False, True)
+    assert tableau.without_error().num_rows == 4
+    # A stage without a weight of its own is active if a later one uses it.
+    assert tableaus.MIDPOINT.b[0] == 0 and tableaus.MIDPOINT.active_stages[0]
+
+
+def test_fsal_without_error_estimate():
+    tableau = ButcherTableau(
+        name="mine", order=2, c=(0, 1, 1), a=((), (1,), (0.5, 0.5)), b=(0.5, 0.5, 0)
+    )
+    assert tableau.fsal and tableau.stages == 2 and not tableau.adaptive
+    assert tableau.without_error() == dataclasses.replace(tableaus.HEUN, name="mine")
+
+
+@pytest.mark.parametrize("tableau", ALL)
+def test_arrays(tableau):
+    s = tableau.num_rows
+    arrays = [tableau.a_matrix, tableau.b_vector, tableau.c_vector]
+    assert [x.shape for x in arrays] == [(s, s), (s,), (s,)]
+    np.testing.assert_array_equal(tableau.a_matrix, np.tril(tableau.a_matrix, -1))
+    if tableau.adaptive:
+        arrays.append(tableau.error_vector)
+    else:
+        assert tableau.error_vector is None
+    for array in arrays:
+        assert array.dtype == np.float64
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+def test_immutable_and_hashable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tableaus.RK4.order = 5
+    again = ButcherTableau(**GOOD)
+    assert again == ButcherTableau(**GOOD) != dataclasses.replace(again, name="yours")
+    assert {again: 1}[ButcherTableau(**GOOD)] == 1
+    assert len(set(METHODS.values())) == len(METHODS)
+    assert pickle.loads(pickle.dumps(tableaus.DOPRI5)) == tableaus.DOPRI5
+    assert ButcherTableau(**dataclasses.asdict(tableaus.DOPRI8)) == tableaus.DOPRI8
+
+
+def test_repr():
+    assert repr(tableaus.DOPRI5) == "<ButcherTableau dopri5: order 5(4), 6 evaluations a step>"
+    assert repr(tableaus.EULER) == "<ButcherTableau euler: order 1, 1 evaluations a step>"
+
+
+def test_kinds_of_numbers():
+    half, one = Fraction(1, 2), np.float64(1.0)
+    tableau = ButcherTableau(
+        name="mine", order=np.int64(2), c=[0, 1], a=[[], [one]], b=np.array([0.5, 0.5])
+    )
+    assert tableau == ButcherTableau(name="mine", order=2, c=(0, 1), a=((), (1,)), b=(half, half))
+    coefficients = (*tableau.c, *tableau.a[1], *tableau.b)
+    assert {type(x) for x in coefficients} == {float}
+    assert type(tableau.order) is int
+
+
+def test_default_embedded_order():
+    without = {key: value for key, value in GOOD.items() if key != "embedded_order"}
+    assert ButcherTableau(**without).embedded_order == 1
+    assert ButcherTableau(**(without | {"order": 1})).embedded_order == 1
+
+
+@pytest.mark.parametrize(
+    "changes,error,message",
+    [
+        ({"name": 1}, TypeError, "`name` must be a string"),
+        ({"order": 2.0}, TypeError, "`order` must be an integer"),
+        ({"order": True}, TypeError, "`order` must be an integer"),
+        ({"order": 0}, ValueError, "`order` must be from 1 to 10"),
+        ({"order": 11}, ValueError, "`order` must be from 1 to 10"),
+        ({"embedded_order": "1"}, TypeError, "`embedded_order` must be an integer"),
+        ({"embedded_order": 0}, ValueError, "`embedded_order` must be from 1 to 10"),
+        ({"b_error": None}, ValueError, "`embedded_order` must not be given without `b_error`"),
+        ({"c": 1.0}, TypeError, "`c` must be a tuple, a list or an array"),
+        ({"b": "ab"}, TypeError, "`b` must be a tuple, a list or an array"),
+        ({"b": np.array(1.0)}, TypeError, "`b` must be a tuple, a list or an array"),
+        ({"a": (0, 1)}, TypeError, r"`a\[0\]` must be a tuple, a list or an array"),
+        ({"a": ((), ("1",))}, TypeError, r"`a\[1\]` must hold integers, floats or fractions"),
+        ({"b": (0.5, 0.5j)}, TypeError, "`b` must hold integers, floats or fractions"),
+        ({"b": (False, True)}, TypeError, "`b` must hold integers, floats or fractions"),
+        ({"b": (math.nan, 0.5)}, ValueError, "`b` must be finite"),
+        ({"c": (0, math.inf)}, ValueError, "`c` must be finite"),
+        ({"b_error": (10**400, 0)}, ValueError, "`b_error` must be finite"),
+        ({"b": ()}, ValueError, "`b` must have an entry for each stage"),
+        ({"b": (1,)}, ValueError, "`c` must have 1 entries"),
+        ({"c": (0, 1, 1)}, ValueError, "`c` must have 2 entries"),
+        ({"a": ((),)}, ValueError, "`a` must have 2 entries"),
+        ({"b_error": (0.5, -0.5, 0)}, ValueError, "`b_error` must have 2 entries"),
+        ({"a": ((), (1, 0))}, ValueError, r"`a\[1\]` must have 1 entries: methods are explicit"),
+        ({"a": np.array([[0, 0], [1, 0]])}, ValueError, r"`a\[0\]` must have 0 entries"),
+        ({"c": (0, 0.75)}, ValueError, r"`a\[1\]` must sum to `c\[1\]`"),
+        ({"c": (0.5, 1)}, ValueError, r"`a\[0\]` must sum to `c\[0\]`"),
+        ({"b_error": (0, 0)}, ValueError, "`b_error` must not be all zeros"),
+        ({"b_error": (-0.5, 0.4)}, ValueError, "`b_error` must sum to zero"),
+        ({"b": (0.5, 0.4)}, ValueError, r"sum\(b\) = 1 of order 1 is violated by -0.1"),
+        ({"b": (0.25, 0.75)}, ValueError, "b @ c = 1/2 of order 2 is violated by 0.25"),
+        ({"order": 3}, ValueError, r"b @ \(c \* c\) = 1/3 of order 3 is violated by 0.167"),
+        ({"embedded_order": 2}, ValueError, "`b - b_error` are not of order 2: .* by -0.5"),
+    ],
+)
+def test_errors(changes, error, message):
+    ButcherTableau(**GOOD)
+    with pytest.raises(error, match=f"(?s){message}.*Received: "):
+        ButcherTableau(**(GOOD | changes))
+
+
+def test_error_names_the_tree():
+    changed = {"b": (1 / 8, 3 / 8, 3 / 8, 1 / 8), "order": 5}
+    with pytest.raises(ValueError, match=r"not of order 5.*Received: order=5"):
+        dataclasses.replace(tableaus.RK38, **changed)
+    # Row sums, and the conditions of orders 1 and 2, are kept.
+    rows = ((), (1 / 2,), (1 / 4, 1 / 4), (0, 0, 1))
+    with pytest.raises(ValueError, match=r"b @ \(A @ c\) = 1/6 of order 3 is violated by -0.04"):
+        dataclasses.replace(tableaus.RK4, a=rows)
+
+
+@hypothesis.given(st.floats(1e-3, 1e3), st.booleans())
+def test_family_of_order_two(alpha, negative):
+    alpha = -alpha if negative else alpha
+    tableau = ButcherTableau(name="mine", order=2, **two_stages(alpha))
+    assert tableau.stages == 2 and tableau.c == (0.0, alpha)
+    # Against the step written out.
+    value = tableau.b_vector @ (1 + 0.1 * tableau.a_matrix @ np.ones(2)) * 0.1
+    np.testing.assert_allclose(value, 0.1 + 0.1**2 / 2, rtol=1e-9)
+
+
+@hypothesis.given(
+    st.floats(0.1, 10.0),
+    st.sampled_from([-1.0, 1.0]),
+    st.floats(1e-10, 1.0),
+    st.sampled_from(["c", "a", "b0", "b1", "both"]),
+)
+def test_perturbed_family_is_refused(alpha, sign, size, where):
+    method = two_stages(alpha)
+    change = sign * size
+    if where == "c":
+        method["c"] = (0, alpha + change)
+    elif where == "a":
+        method["a"] = ((), (alpha + change,))
+    elif where == "b0":
+        method["b"] = (method["b"][0] + change, method["b"][1])
+    elif where == "b1":
+        method["b"] = (method["b"][0], method["b"][1] + change)
+    else:  # consistent, but of order one only
+        method["b"] = (method["b"][0] - change, method["b"][1] + change)
+        ButcherTableau(name="mine", order=1, **method)
+    with pytest.raises(ValueError, match="Received: "):
+        ButcherTableau(name="mine", order=2, **method)
+
+
+@pytest.mark.parametrize("tableau", ALL)
+def test_any_wrong_coefficient_is_found(tableau):
+    """Row sums kept, so that the order conditions have to find it."""
+    fields = {field.name: getattr(tableau, field.name) for field in dataclasses.fields(tableau)}
+    for i in range(tableau.stages):
+        for j in range(i):
+            nodes, rows = list(tableau.c), [list(row) for row in tableau.a]
+            rows[i][j] += 1e-7
+            nodes[i] += 1e-7
+            with pytest.raises(ValueError, match="violated"):
+                ButcherTableau(**(fields | {"c": nodes, "a": rows}))
+
+
+def test_get_tableau():
+    for name, tableau in METHODS.items():
+        assert get_tableau(name) is tableau
+        assert get_tableau(tableau) is tableau
+    mine = ButcherTableau(**GOOD)
+    assert get_tableau(mine) is mine
+
+
+@pytest.mark.parametrize("method", ["DOPRI5", "rk5", ""])
+def test_unknown_method(method):
+    with pytest.raises(ValueError, match=f"one of euler, .*, dopri8. Received: '{method}'"):
+        get_tableau(method)
+
+
+@pytest.mark.parametrize("method", [None, 4, ["rk4"], ButcherTableau])
+def test_method_of_wrong_type(method):
+    with pytest.raises(TypeError, match="`method` must be a name or a `ButcherTableau`. Received"):
+        get_tableau(method)
+
+
+def test_tensorflow_is_not_needed():
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('tableaus', {tableaus.__file__!r})\n"
+        "module = sys.modules['tableaus'] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
