@@ -49,7 +49,7 @@ def reserve_rows(rows, like):
 
 
 def set_row(rows, row, value):
-    """The tensor list with the element `row` replaced; reused in place where nobody else holds it."""
+    """The tensor list with the element `row` replaced, in place where nobody else holds it."""
     return tf.raw_ops.TensorListSetItem(input_handle=rows, index=row, item=value)
 
 

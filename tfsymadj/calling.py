@@ -26,23 +26,59 @@ def as_function(reference, like, args, autonomous):
         dynamics = reference()
         if dynamics is None:
             raise ValueError(
-                "`dynamics` were deleted before their gradient was asked for; keep a reference."
+                "`dynamics` were deleted before their gradient was asked for; keep a reference. "
+                "Received: a reference to an object that is gone"
             )
-        call = _converted(dynamics)
         y = tf.nest.pack_sequence_as(like, ys)
-        t = tf.cast(t, time_dtype)
-        if is_functional(dynamics):
-            inputs = [*tf.nest.flatten(y), *tf.nest.flatten(args)]
-            if not autonomous:
-                inputs.insert(0, t * tf.ones([tf.shape(inputs[0])[0], 1], time_dtype))
-            result = call(inputs[0] if len(inputs) == 1 else inputs)
-        elif autonomous:
-            result = call(y, *args)
-        else:
-            result = call(t, y, *args)
+        result = call(dynamics, tf.cast(t, time_dtype), y, args, autonomous)
         return _checked(result, like, ys)
 
     return function
+
+
+def call(dynamics, t, y, args, autonomous, **keywords):
+    """One evaluation of the user's dynamics.
+
+    Args:
+        dynamics: the user's callable.
+        t: scalar.
+        y: nest of tensors.
+        args: tuple of further arguments.
+        autonomous: whether they are called without `t`.
+        **keywords: such as `training`.
+    """
+    if is_functional(dynamics):
+        inputs = [*tf.nest.flatten(y), *tf.nest.flatten(args)]
+        if not autonomous:
+            inputs.insert(0, t * tf.ones([tf.shape(inputs[0])[0], 1], t.dtype))
+        return dynamics(inputs[0] if len(inputs) == 1 else inputs, **keywords)
+    inputs = (y, *args) if autonomous else (t, y, *args)
+    return _converted(dynamics)(*inputs, **keywords)
+
+
+def build(dynamics, y, args, autonomous):
+    """Creates the weights of a Keras layer outside of any loop, at no evaluation.
+
+    Args:
+        dynamics: the user's callable; anything but an unbuilt Keras layer is left alone.
+        y: nest of objects with `shape` and `dtype`.
+        args: tuple of nests of the same.
+        autonomous: whether the dynamics are called without the time.
+    """
+    if not isinstance(dynamics, keras.Layer) or dynamics.built:
+        return
+
+    def symbolic(x):
+        return keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype))
+
+    y, *args = tf.nest.map_structure(symbolic, (y, *args))
+    inputs = [y, *args]
+    if not autonomous:
+        inputs.insert(
+            0, keras.KerasTensor((), tf.as_dtype(tf.nest.flatten(y)[0].dtype).real_dtype.name)
+        )
+    with tf.init_scope():
+        dynamics(*inputs)
 
 
 def is_functional(dynamics):

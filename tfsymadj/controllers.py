@@ -40,6 +40,19 @@ class Controller:
 
     adaptive = False
 
+    def get_config(self):
+        """The constructor's arguments, for saving."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config):
+        """The controller of a config."""
+        return cls(**config)
+
+    def __repr__(self):
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
     def for_method(self, tableau):
         """The controller for a method; called once before the solve."""
         return self
@@ -116,10 +129,8 @@ class ConstantSteps(Controller):
         self._num_steps = None if num_steps is None else int(num_steps)
         self._step_size = None if step_size is None else float(step_size)
 
-    def __repr__(self):
-        if self._num_steps is not None:
-            return f"ConstantSteps(num_steps={self._num_steps})"
-        return f"ConstantSteps(step_size={self._step_size})"
+    def get_config(self):
+        return {"num_steps": self._num_steps, "step_size": self._step_size}
 
     def _count(self, length):
         """Steps of intervals of the given signed lengths, int32."""
@@ -229,6 +240,9 @@ class PIController(Controller):
         if not min_factor < 1:
             raise ValueError(f"`min_factor` must be less than one. Received: {min_factor!r}")
         self.rtol, self.atol = rtol, atol
+        self._gains = {
+            "proportional": proportional, "integral": integral, "derivative": derivative,
+        }  # fmt: skip
         self._exponents = (
             proportional + integral + derivative,
             -(proportional + 2.0 * derivative),
@@ -237,13 +251,22 @@ class PIController(Controller):
         self._safety, self._min_factor, self._max_factor = safety, min_factor, max_factor
         self.error_order = None
 
-    def __repr__(self):
-        return f"PIController(rtol={self.rtol}, atol={self.atol})"
+    def get_config(self):
+        return {
+            "rtol": self.rtol,
+            "atol": self.atol,
+            **self._gains,
+            "safety": self._safety,
+            "min_factor": self._min_factor,
+            "max_factor": self._max_factor,
+        }
 
     def for_method(self, tableau):
         """The controller for the order of a method's error estimate."""
         bound = object.__new__(PIController)
-        bound.__dict__.update(self.__dict__, error_order=tableau.embedded_order + 1)
+        bound.__dict__.update(
+            self.__dict__, error_order=min(tableau.order, tableau.embedded_order) + 1
+        )
         return bound
 
     def initial_state(self, first_step):
@@ -279,9 +302,7 @@ class PIController(Controller):
             tf.where(cut, state.previous_error, state.error),
             tf.constant(False),
         )
-        again = _PIState(
-            tried * shrinking, state.error, state.previous_error, tf.constant(True)
-        )
+        again = _PIState(tried * shrinking, state.error, state.previous_error, tf.constant(True))
         return accepted, tf.nest.map_structure(lambda a, b: tf.where(accepted, a, b), after, again)
 
     def error_norm(self, errors, ys, ends):

@@ -125,6 +125,7 @@ def close(function, ys, owner=None):
     specs = [tf.TensorSpec([], tf.float64), *(tf.TensorSpec(y.shape, y.dtype) for y in ys)]
     graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
     check_reproducible(graph)
+    inspection.refuse_losses(owner)
 
     frozen = inspection.frozen_storages(owner)
 

@@ -80,6 +80,25 @@ def weakly(x):
         return lambda: x
 
 
+def refuse_losses(x):
+    """Refuses Keras layers that add losses when they are called, which no solve can collect.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    walk = _Walk()
+    walk.key(x)
+    for layer in walk.layers:
+        for part in layer._flatten_layers():
+            if part._losses:
+                part._clear_losses()
+                raise ValueError(
+                    "`dynamics` must not add losses (`add_loss`, `activity_regularizer`): they "
+                    "would be those of single stages. Integrate the term as part of the state "
+                    f"instead. Received: layer {part.name!r}"
+                )
+
+
 class _Walk:
     def __init__(self):
         self.layers = []
@@ -119,7 +138,8 @@ class _Walk:
         return _Identity(x)
 
     def _layer_state(self, layer):
-        yield layer.dtype_policy.name
+        for part in layer._flatten_layers():
+            yield part.dtype_policy.name
         for variable in layer.variables:
             yield _Identity(variable), variable.trainable
 

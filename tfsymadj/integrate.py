@@ -181,9 +181,7 @@ def integrate(problem, recording=None):
         if with_grid
         else [],
         # One row more than needed: where to write what is not kept.
-        checkpoints=[buffers.dense_rows(recording.rows + 1, y) for y in ys0]
-        if keep_states
-        else [],
+        checkpoints=[buffers.dense_rows(recording.rows + 1, y) for y in ys0] if keep_states else [],
         stages=[buffers.reserve_rows(problem.max_steps * s, y) for y in ys0]
         if recording.stages
         else [],
@@ -220,9 +218,7 @@ def integrate(problem, recording=None):
             after = controller.propose(control, c.t, start, end).step
             small = tf.logical_or(tf.equal(c.t + after, c.t), tf.abs(after) < problem.min_step)
             stuck = tf.logical_and(small, tf.logical_not(accepted))
-            reason = tf.where(
-                finite, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE_DYNAMICS)
-            )
+            reason = tf.where(finite, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE_DYNAMICS))
             status = tf.where(stuck, reason, c.status)
         else:
             accepted, control = controller.adapt(c.control, proposal, None)
@@ -304,7 +300,8 @@ def integrate(problem, recording=None):
     return Integral(
         outputs,
         status,
-        carry.time,
+        # An output of the loop that had a gradient would make TensorFlow keep all of the loop.
+        tf.stop_gradient(carry.time),
         carry.attempts,
         carry.accepted,
         carry.attempts * s + evaluations,

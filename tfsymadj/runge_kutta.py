@@ -182,9 +182,7 @@ def _add(ys, increments):
 
 
 def _subtract(accumulators, gradients):
-    return [
-        a if g is None else a - tf.cast(g, a.dtype) for a, g in zip(accumulators, gradients)
-    ]
+    return [a if g is None else a - tf.cast(g, a.dtype) for a, g in zip(accumulators, gradients)]
 
 
 def _inner(xs, ys):

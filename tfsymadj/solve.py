@@ -86,26 +86,17 @@ def solve(
     >>> float(tf.abs(solution.y[-1, 0] - tf.exp(-1.0))) < 1e-5
     True
     """
-    if not callable(dynamics):
-        raise TypeError(f"`dynamics` must be callable. Received: {dynamics!r}")
-    if on_failure not in _ON_FAILURE:
-        raise ValueError(f"`on_failure` must be one of {_ON_FAILURE}. Received: {on_failure!r}")
+    times, with_time = _as_times(t)
+    solver = check_options(
+        dynamics, times, method=method, rtol=rtol, atol=atol, num_steps=num_steps,
+        step_size=step_size, controller=controller, first_step=first_step, min_step=min_step,
+        max_steps=max_steps, gradient=gradient, on_failure=on_failure,
+    )  # fmt: skip
     state = _as_state(y0)
     args = _as_args(args)
-    times, with_time = _as_times(t)
-    tableau = get_tableau(method)
-    controller = _as_controller(controller, tableau, rtol, atol, num_steps, step_size)
-    options = _Options(
-        tableau=tableau if controller.adaptive else tableau.without_error(),
-        controller=controller,
-        first_step=_as_positive("first_step", first_step),
-        min_step=_as_positive("min_step", min_step) or 0.0,
-        max_steps=_as_max_steps(max_steps),
-        gradient=get_gradient(gradient),
-        autonomous=calling.is_autonomous(dynamics, args, autonomous),
-        with_time=with_time,
-    )
-    _build(dynamics, state, args, options.autonomous)
+    autonomous = calling.is_autonomous(dynamics, args, autonomous)
+    options = _Options(**solver, autonomous=autonomous, with_time=with_time)
+    calling.build(dynamics, state, args, options.autonomous)
 
     if tf.executing_eagerly():
         solution = _solve_compiled(dynamics, state, times, args, options)
@@ -128,6 +119,28 @@ def odeint(dynamics, y0, t, **options):
     TensorShape([3, 1])
     """
     return solve(dynamics, y0, t, **options).y
+
+
+def check_options(
+    dynamics, t, *, method, rtol, atol, num_steps, step_size, controller, first_step, min_step,
+    max_steps, gradient, on_failure,
+):  # fmt: skip
+    """Checks the arguments of `solve` but for `y0` and `args`; names become objects, in a dict."""
+    if not callable(dynamics):
+        raise TypeError(f"`dynamics` must be callable. Received: {dynamics!r}")
+    if on_failure not in _ON_FAILURE:
+        raise ValueError(f"`on_failure` must be one of {_ON_FAILURE}. Received: {on_failure!r}")
+    _as_times(t)
+    tableau = get_tableau(method)
+    controller = _as_controller(controller, tableau, rtol, atol, num_steps, step_size)
+    return {
+        "tableau": tableau if controller.adaptive else tableau.without_error(),
+        "controller": controller,
+        "first_step": _as_positive("first_step", first_step),
+        "min_step": _as_positive("min_step", min_step) or 0.0,
+        "max_steps": _as_max_steps(max_steps),
+        "gradient": get_gradient(gradient),
+    }
 
 
 class _Options:
@@ -316,22 +329,6 @@ def _as_max_steps(max_steps):
     ):
         raise ValueError(f"`max_steps` must be a positive int32. Received: {max_steps!r}")
     return int(max_steps)
-
-
-def _build(dynamics, state, args, autonomous):
-    """Creates the weights of a Keras layer outside of any loop, at no evaluation."""
-    if not isinstance(dynamics, keras.Layer) or dynamics.built:
-        return
-
-    def symbolic(x):
-        return keras.KerasTensor(x.shape, x.dtype.name)
-
-    with tf.init_scope():
-        inputs = tf.nest.map_structure(symbolic, (state, *args))
-        if not autonomous:
-            dtype = tf.nest.flatten(state)[0].dtype.real_dtype
-            inputs = (keras.KerasTensor((), dtype.name), *inputs)
-        dynamics(*inputs)
 
 
 def _message(status, time):

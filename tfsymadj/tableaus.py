@@ -98,6 +98,15 @@ class ButcherTableau:
         orders = f"{self.order}({self.embedded_order})" if self.adaptive else f"{self.order}"
         return f"<ButcherTableau {self.name}: order {orders}, {self.stages} evaluations a step>"
 
+    def get_config(self):
+        """The constructor's arguments, a dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        """The tableau of a config."""
+        return cls(**config)
+
     @property
     def num_rows(self):
         """Number of rows of the table, a FSAL row included."""

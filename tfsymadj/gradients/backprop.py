@@ -17,9 +17,6 @@ class Backprop(Gradient):
     >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient=tfsymadj.Backprop())
     """
 
-    def __repr__(self):
-        return "Backprop()"
-
     def solve(self, problem):
         result = integrate(problem)
         return Solved(

@@ -28,16 +28,26 @@ class Solved(NamedTuple):
 
 
 class Gradient:
-    """A way to differentiate a solve. Subclasses are immutable and hashable."""
+    """A way to differentiate a solve. Subclasses are immutable, and equal if their configs are."""
 
-    def _config(self):
-        return ()
+    def get_config(self):
+        """The constructor's arguments, a dict of hashable values."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        """The object of a config."""
+        return cls(**config)
 
     def __eq__(self, other):
-        return type(self) is type(other) and self._config() == other._config()
+        return type(self) is type(other) and self.get_config() == other.get_config()
 
     def __hash__(self):
-        return hash((type(self), self._config()))
+        return hash((type(self), *self.get_config().items()))
+
+    def __repr__(self):
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
 
     def solve(self, problem):
         """Solves `problem` (`integrate.Problem`) differentiably; returns `Solved`."""

@@ -57,11 +57,8 @@ class SymplecticAdjoint(Gradient):
             )
         self.checkpoints = checkpoints
 
-    def __repr__(self):
-        return f"SymplecticAdjoint(checkpoints={self.checkpoints!r})"
-
-    def _config(self):
-        return (self.checkpoints,)
+    def get_config(self):
+        return {"checkpoints": self.checkpoints}
 
     def _recording(self, problem):
         """How many states the forward loop keeps, and how far apart."""
@@ -161,9 +158,7 @@ class _Backward:
         else:
             state = self._segments(accepted, state)
         adjoints = [a + g[0] for a, g in zip(state.adjoints, cotangents)]
-        captured = [
-            tf.cast(g, x.dtype) for g, x in zip(state.captured, self._dynamics.captured)
-        ]
+        captured = [tf.cast(g, x.dtype) for g, x in zip(state.captured, self._dynamics.captured)]
         variables = [tf.cast(g, v.dtype) for g, v in zip(state.variables, self._variables)]
         ts = state.ts[0] if problem.with_time else None
         return _Gradients(

@@ -1,0 +1,201 @@
+"""The neural ODE as a Keras layer."""
+
+import functools
+import inspect
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj import calling
+from tfsymadj.controllers import ConstantSteps, PIController
+from tfsymadj.gradients import Backprop, SymplecticAdjoint
+from tfsymadj.solve import check_options, solve
+from tfsymadj.tableaus import ButcherTableau
+
+for _class in (Backprop, ButcherTableau, ConstantSteps, PIController, SymplecticAdjoint):
+    keras.saving.register_keras_serializable(package="tfsymadj")(_class)
+
+
+@keras.saving.register_keras_serializable(package="tfsymadj")
+class ODELayer(keras.Layer):
+    """Maps y0 = y(t[0]) to y(t[-1]), where dy/dt = dynamics(t, y).
+
+    Args:
+        dynamics: Keras layer or model, or any callable `(t, y, *args) -> dy/dt`. A layer whose
+            `call` has one positional argument, and a functional model of one input, are called
+            as `dynamics(y)`.
+        t: the times, at least two, strictly increasing or decreasing.
+        return_sequences: whether the states at all times are returned, or the last one only.
+        method: as in `tfsymadj.solve`, like all further options.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        num_steps: number of equal steps between two entries of `t`.
+        step_size: upper bound of equal steps.
+        controller: a controller in place of these.
+        first_step: size of the first adaptive step.
+        min_step: smallest adaptive step.
+        max_steps: bound of adaptive steps.
+        gradient: how the layer is differentiated.
+        autonomous: whether the dynamics are called without the time; None: see `dynamics`.
+        on_failure: `"raise"` or `"status"`.
+        **kwargs: `name`, `dtype` and the like of `keras.Layer`.
+
+    Call arguments:
+        y0: tensor `(batch, ...)`, or a nest of such tensors.
+        t: times in place of the layer's own; a 1-D tensor, never cast to the layer's dtype.
+        args: further arguments of the dynamics; gradients reach them.
+        training: handed to the dynamics if they take it.
+
+    Output shape:
+        That of `y0`; with `return_sequences` `(batch, len(t), ...)`. The dtype is the layer's
+        `compute_dtype`; with half precision the state is still held and summed in float32.
+
+    Raises:
+        ValueError, TypeError: see `tfsymadj.solve`.
+
+    Example:
+
+    >>> import keras, tfsymadj
+    >>> dynamics = keras.Sequential([keras.layers.Dense(32, "tanh"), keras.layers.Dense(4)])
+    >>> model = keras.Sequential()
+    >>> model.add(tfsymadj.ODELayer(dynamics, t=(0.0, 1.0), method="rk4", num_steps=10))
+    >>> model(keras.ops.ones((2, 4))).shape
+    TensorShape([2, 4])
+
+    Source: Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations,
+    arXiv:1806.07366; the gradient: see `SymplecticAdjoint`.
+    """
+
+    def __init__(
+        self,
+        dynamics,
+        t=(0.0, 1.0),
+        *,
+        return_sequences=False,
+        method="dopri5",
+        rtol=1e-3,
+        atol=1e-6,
+        num_steps=None,
+        step_size=None,
+        controller=None,
+        first_step=None,
+        min_step=None,
+        max_steps=4096,
+        gradient="symplectic_adjoint",
+        autonomous=None,
+        on_failure="raise",
+        **kwargs,
+    ):
+        # The times must not be cast, nor the state to half precision: `call` casts.
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        self.dynamics = dynamics
+        self.t = tuple(float(x) for x in np.ravel(np.asarray(t, np.float64)))
+        self.return_sequences = return_sequences
+        self.autonomous = autonomous
+        self._solver = {
+            "method": method,
+            "rtol": rtol,
+            "atol": atol,
+            "num_steps": num_steps,
+            "step_size": step_size,
+            "controller": controller,
+            "first_step": first_step,
+            "min_step": min_step,
+            "max_steps": max_steps,
+            "gradient": gradient,
+            "on_failure": on_failure,
+        }
+        check_options(dynamics, self.t, **self._solver)
+        self._takes_training = isinstance(dynamics, keras.Layer) and (
+            "training" in inspect.signature(dynamics.call).parameters
+        )
+
+    def build(self, y0_shape, t_shape=None, args_shape=()):
+        def symbolic(shape):
+            return keras.KerasTensor(shape, self._state_dtype)
+
+        y0 = keras.tree.map_shape_structure(symbolic, y0_shape)
+        args = [keras.tree.map_shape_structure(symbolic, shape) for shape in args_shape or ()]
+        calling.build(self.dynamics, y0, args, self._is_autonomous(args))
+
+    def call(self, y0, t=None, args=(), training=None):
+        state = tf.nest.map_structure(lambda y: self._cast(y, self._state_dtype), y0)
+        args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+        y = solve(
+            functools.partial(self._derivative, bool(training)),
+            state,
+            self.t if t is None else t,
+            args=args,
+            autonomous=False,
+            **self._solver,
+        ).y
+        if self.return_sequences:
+            y = tf.nest.map_structure(_batch_first, y)
+        else:
+            y = tf.nest.map_structure(lambda x: x[-1], y)
+        return tf.nest.map_structure(lambda x: self._cast(x, self.compute_dtype), y)
+
+    def _derivative(self, training, t, y, *args):
+        keywords = {"training": training} if self._takes_training else {}
+        result = calling.call(self.dynamics, t, y, args, self._is_autonomous(args), **keywords)
+        if isinstance(self.dynamics, keras.Layer):
+            # Each Keras layer has a dtype of its own; the state keeps the solver's.
+            dtypes = {tf.as_dtype(x.dtype) for x in tf.nest.flatten(y)}
+            if len(dtypes) == 1:
+                (dtype,) = dtypes
+                result = tf.nest.map_structure(lambda x: self._cast(x, dtype), result)
+        return result
+
+    def _is_autonomous(self, args):
+        return calling.is_autonomous(self.dynamics, args, self.autonomous)
+
+    @property
+    def _state_dtype(self):
+        """The state's dtype: sums over many steps need float32 at least."""
+        half = self.compute_dtype in ("float16", "bfloat16")
+        return "float32" if half else self.compute_dtype
+
+    def _cast(self, x, dtype):
+        x = tf.convert_to_tensor(x)
+        return tf.cast(x, dtype) if x.dtype.is_floating else x
+
+    def compute_output_spec(self, y0, t=None, args=(), training=None):
+        count = len(self.t) if t is None else t.shape[0]
+
+        def output(y):
+            shape = tuple(y.shape)
+            if self.return_sequences:
+                shape = (shape[0], count, *shape[1:])
+            dtype = y.dtype if tf.as_dtype(y.dtype).is_complex else self.compute_dtype
+            return keras.KerasTensor(shape, dtype)
+
+        return keras.tree.map_structure(output, y0)
+
+    def get_config(self):
+        def serialize(x):
+            known = isinstance(x, (str, int, float, type(None)))
+            return x if known else keras.saving.serialize_keras_object(x)
+
+        return {
+            **super().get_config(),
+            "dynamics": keras.saving.serialize_keras_object(self.dynamics),
+            "t": list(self.t),
+            "return_sequences": self.return_sequences,
+            "autonomous": self.autonomous,
+            **{name: serialize(value) for name, value in self._solver.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = {
+            name: keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
+            for name, value in config.items()
+            if name != "dtype"
+        } | ({"dtype": config["dtype"]} if "dtype" in config else {})
+        return cls(**config)
+
+
+def _batch_first(y):
+    return tf.transpose(y, [1, 0, *range(2, y.shape.rank)])
