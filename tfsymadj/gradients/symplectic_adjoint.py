@@ -170,29 +170,31 @@ class _Backward:
 
     def _segments(self, accepted, state):
         """From the last checkpoint to the first: recompute a segment's stages, then its adjoint."""
-        stride = self._recording.stride
+        stride, s, like = self._recording.stride, self._tableau.stages, self._problem.ys
+        paper = isinstance(stride, int) and stride == 1
+        # One set of rows for all segments: what an earlier segment left is overwritten.
+        rows = [] if paper else [buffers.reserve_rows(stride * s, y) for y in like]
 
-        def body(q, state):
+        def body(q, rows, state):
             begin = q * stride
             length = tf.minimum(stride, accepted - begin)
             ys = [checkpoints[q] for checkpoints in self._result.checkpoints]
-            ys = [tf.ensure_shape(y, y0.shape) for y, y0 in zip(ys, self._problem.ys)]
-            if isinstance(stride, int) and stride == 1:
+            ys = [tf.ensure_shape(y, y0.shape) for y, y0 in zip(ys, like)]
+            if paper:
                 stages = self._step(begin, ys).stages
-                return q - 1, self._adjoint_step(begin, stages.__getitem__, state)
-            stages = self._recompute(begin, length, ys)
-            s, like = self._tableau.stages, self._problem.ys
+                return q - 1, rows, self._adjoint_step(begin, stages.__getitem__, state)
+            rows = self._recompute(begin, length, ys, rows)
 
-            def stage(j, i):
-                return [buffers.get_row(r, (j - begin) * s + i, y) for r, y in zip(stages, like)]
+            def stage(n, i):
+                return [buffers.get_row(r, (n - begin) * s + i, y) for r, y in zip(rows, like)]
 
-            return q - 1, self._adjoint_steps(begin, length, stage, state)
+            return q - 1, rows, self._adjoint_steps(begin, length, stage, state)
 
         count = -(-accepted // stride)
-        _, state = tf.while_loop(
-            lambda q, state: q >= 0,
+        _, _, state = tf.while_loop(
+            lambda q, rows, state: q >= 0,
             body,
-            (count - 1, state),
+            (count - 1, rows, state),
             parallel_iterations=1,
             maximum_iterations=_static(self._recording.rows),
             name="segments",
@@ -202,11 +204,10 @@ class _Backward:
     def _step(self, n, ys):
         return rk_step(self._dynamics, self._tableau, self._grid.t[n], self._grid.h[n], ys)
 
-    def _recompute(self, begin, length, ys):
-        """Tensor lists of the stage values of a segment."""
+    def _recompute(self, begin, length, ys, rows):
+        """Fills the tensor lists `rows` with the stage values of a segment."""
         s, stride = self._tableau.stages, self._recording.stride
         needed = [i for i in range(s) if self._tableau.active_stages[i]]
-        rows = [buffers.reserve_rows(stride * s, y) for y in ys]
 
         def body(j, ys, rows):
             step = self._step(begin + j, ys)
