@@ -13,7 +13,9 @@ import tensorflow as tf
 
 def dense_rows(rows, like):
     """Zeros of shape `[rows, *like.shape]`, of `like`'s dtype."""
-    buffer = tf.zeros(tf.concat([[rows], tf.shape(like)], 0), like.dtype)
+    # Not `tf.zeros`: folded into a constant, it would live on beside the buffer that is written.
+    shape = tf.concat([[rows], tf.shape(like)], 0)
+    buffer = tf.raw_ops.Empty(shape=shape, dtype=like.dtype, init=True)
     static_rows = rows if isinstance(rows, int) else None
     return tf.ensure_shape(buffer, [static_rows, *like.shape])
 

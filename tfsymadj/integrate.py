@@ -124,7 +124,7 @@ class _Carry(NamedTuple):
     outputs: list  # tensor lists
     grid: list  # of one tensor list
     checkpoints: list  # dense buffers
-    stages: list  # tensor lists
+    pending: list  # the stage values of the last step, if these are what is kept
 
 
 def integrate(problem, recording=None):
@@ -142,9 +142,21 @@ def integrate(problem, recording=None):
     adaptive = controller.adaptive
     s = tableau.stages
     only_end = isinstance(num_times, int) and num_times == 2
+    with_grid = recording is not None
     recording = recording or Recording(1, 0)
-    with_grid = recording.stages or not (isinstance(recording.rows, int) and recording.rows == 0)
-    keep_states = with_grid and not recording.stages
+    rows = problem.max_steps * s if recording.stages else recording.rows
+
+    def keep(buffer, pending, moved, accepted, ys):
+        """Writes what the step before this one left; see `buffers.write_row`."""
+        if recording.stages:
+            new = tf.logical_and(moved, accepted > 0)
+            for i, stage in enumerate(pending):
+                row = tf.where(new, (accepted - 1) * s + i, rows)
+                buffer = [buffers.write_row(b, row, y) for b, y in zip(buffer, stage)]
+            return buffer
+        new = tf.logical_and(moved, tf.equal(accepted % recording.stride, 0))
+        row = tf.where(new, accepted // recording.stride, rows)
+        return [buffers.write_row(b, row, y) for b, y in zip(buffer, ys)]
 
     status = tf.where(_monotonic(ts), int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
     status = _first_failure(status, _finite(ys0), Status.NON_FINITE_STATE)
@@ -181,10 +193,8 @@ def integrate(problem, recording=None):
         if with_grid
         else [],
         # One row more than needed: where to write what is not kept.
-        checkpoints=[buffers.dense_rows(recording.rows + 1, y) for y in ys0] if keep_states else [],
-        stages=[buffers.reserve_rows(problem.max_steps * s, y) for y in ys0]
-        if recording.stages
-        else [],
+        checkpoints=[buffers.dense_rows(rows + 1, y) for y in ys0] if with_grid else [],
+        pending=[list(ys0) for _ in range(s)] if recording.stages else [],
     )
 
     def unfinished(c):
@@ -202,10 +212,7 @@ def integrate(problem, recording=None):
 
         checkpoints = c.checkpoints
         if checkpoints:
-            n, stride = c.accepted, recording.stride
-            keep = tf.logical_and(c.moved, tf.equal(n % stride, 0))
-            row = tf.where(keep, n // stride, recording.rows)
-            checkpoints = [buffers.write_row(b, row, y) for b, y in zip(checkpoints, c.ys)]
+            checkpoints = keep(checkpoints, c.pending, c.moved, c.accepted, c.ys)
 
         step = rk_step(dynamics, tableau, c.t, proposal.step, c.ys, c.first or None)
         finite = _finite(step.ys)
@@ -233,7 +240,7 @@ def integrate(problem, recording=None):
         end = tf.where(accepted, proposal.end, c.t)
         interval = c.interval + tf.cast(tf.logical_and(accepted, proposal.hits_end), tf.int32)
         well = tf.equal(status, int(Status.SUCCESS))
-        grid, stages = c.grid, c.stages
+        grid = c.grid
         if grid:
             entry = [
                 c.t, proposal.step, tf.cast(c.interval, tf.float64),
@@ -241,12 +248,6 @@ def integrate(problem, recording=None):
                 proposal.time_fraction, proposal.step_fraction,
             ]  # fmt: skip
             grid = [buffers.set_row(grid[0], c.accepted, tf.stack(entry))]
-        if stages:
-            for i in range(s):
-                stages = [
-                    buffers.set_row(rows, c.accepted * s + i, y)
-                    for rows, y in zip(stages, step.stages[i])
-                ]
         return (
             _Carry(
                 attempts=c.attempts + 1,
@@ -264,7 +265,7 @@ def integrate(problem, recording=None):
                 outputs=[buffers.set_row(o, c.interval + 1, y) for o, y in zip(c.outputs, ys)],
                 grid=grid,
                 checkpoints=checkpoints,
-                stages=stages,
+                pending=step.stages[:s] if c.pending else [],
             ),
         )
 
@@ -291,12 +292,11 @@ def integrate(problem, recording=None):
 
     grid = checkpoints = None
     if with_grid:
-        rows = buffers.stack_rows(carry.grid[0], tf.zeros([6], tf.float64))
-        grid = Grid(*tf.unstack(rows, axis=1))
-        if keep_states:
-            checkpoints = carry.checkpoints
-        else:
-            checkpoints = [buffers.stack_rows(r, y) for r, y in zip(carry.stages, ys0)]
+        entries = buffers.stack_rows(carry.grid[0], tf.zeros([6], tf.float64))
+        grid = Grid(*tf.unstack(entries, axis=1))
+        checkpoints = carry.checkpoints
+        if recording.stages:
+            checkpoints = keep(checkpoints, carry.pending, carry.moved, carry.accepted, carry.ys)
     return Integral(
         outputs,
         status,
