@@ -1,10 +1,11 @@
 """The one place that reaches into TensorFlow's private modules, and why.
 
-TensorFlow has no public way to say "while this Python function is traced, let a variable's read
-give that tensor". A backward pass needs it: a gradient function that reads variables itself breaks
-inside `keras.layers.RNN`, `tf.map_fn`, `tf.while_loop` and `tf.cond`, and variables that it gets
-through `variables=` are read in the same place. So the variables that the dynamics read are read
-once, outside of the solver, and the solver's loops see tensors (closure conversion).
+TensorFlow has no public way to say "while this Python function is traced, let a variable's read,
+or an eager tensor that it closes over, be that tensor of this graph". A backward pass needs it: a
+gradient function that reads variables or captures eager tensors itself breaks inside
+`keras.layers.RNN`, `tf.map_fn`, `tf.while_loop` and `tf.cond`, and variables that it gets through
+`variables=` are read in the same place. So what the dynamics use is brought into the graph once,
+outside of the solver, and the solver's loops see tensors of their graph (closure conversion).
 
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
 """
@@ -13,12 +14,13 @@ import contextlib
 import threading
 
 import tensorflow as tf
-from tensorflow.python.framework import func_graph, op_def_registry
+from tensorflow.python.framework import func_graph, op_def_registry, ops
 from tensorflow.python.ops import control_flow_v2_func_graphs, resource_variable_ops
 
 _ControlFlowGraph = control_flow_v2_func_graphs.ControlFlowFuncGraph
 _Variable = resource_variable_ops.BaseResourceVariable
 _plain_read = _Variable._read_variable_op
+_plain_capture = func_graph.FuncGraph.capture
 
 
 class _Substitutions(threading.local):
@@ -29,17 +31,40 @@ class _Substitutions(threading.local):
 _substitutions = _Substitutions()
 
 
-def _read(variable, *args, **kwargs):
-    """`BaseResourceVariable._read_variable_op`, unless this thread traces dynamics."""
-    for graph, substitute in reversed(_substitutions.stack):
-        if _is_control_flow_inside(tf.compat.v1.get_default_graph(), graph):
-            value = substitute(variable)
+def _substitute(x, graph):
+    """The innermost substitution for `x` in `graph`, or None."""
+    for traced, substitute in reversed(_substitutions.stack):
+        if _is_control_flow_inside(graph, traced):
+            value = substitute(x)
             if value is not None:
                 return value
+    return None
+
+
+def _read(variable, *args, **kwargs):
+    """`BaseResourceVariable._read_variable_op`, unless this thread traces dynamics."""
+    if _substitutions.stack:
+        value = _substitute(variable, tf.compat.v1.get_default_graph())
+        if value is not None:
+            return value
     return _plain_read(variable, *args, **kwargs)
 
 
+def _capture(graph, tensor, *args, **kwargs):
+    """`FuncGraph.capture`, unless this thread traces dynamics."""
+    if _substitutions.stack and _is_eager(tensor):
+        value = _substitute(tensor, graph)
+        tensor = tensor if value is None else value
+    return _plain_capture(graph, tensor, *args, **kwargs)
+
+
 _Variable._read_variable_op = _read
+func_graph.FuncGraph.capture = _capture
+
+
+def _is_eager(tensor):
+    """Whether `tensor` is an eager tensor of numbers, not a handle."""
+    return isinstance(tensor, ops.EagerTensor) and tensor.dtype not in (tf.resource, tf.variant)
 
 
 def _is_control_flow_inside(graph, ancestor):
@@ -56,11 +81,12 @@ def _is_control_flow_inside(graph, ancestor):
 
 
 @contextlib.contextmanager
-def substituted_reads(substitute):
-    """Lets `substitute(variable)` answer the variable reads of the current graph.
+def substituted(substitute):
+    """Lets `substitute` answer variable reads and captures of eager tensors in the current graph.
 
     Args:
-        substitute: callable from a `tf.Variable` to a tensor, or to None for an ordinary read.
+        substitute: callable from a `tf.Variable` or an eager tensor to a tensor of an outer graph,
+            or to None for what TensorFlow does by itself.
     """
     _substitutions.stack.append((tf.compat.v1.get_default_graph(), substitute))
     try:
@@ -69,9 +95,9 @@ def substituted_reads(substitute):
         _substitutions.stack.pop()
 
 
-def variable_key(variable):
-    """What identifies a variable's storage: the resource handle, whatever object wraps it."""
-    return id(variable.handle)
+def storage(x):
+    """What identifies a tensor, or a variable: its resource handle, whatever object wraps it."""
+    return id(x.handle) if is_variable(x) else id(x)
 
 
 def is_variable(x):

@@ -31,6 +31,9 @@ def write_row(buffer, row, value):
     the inputs of a branch depend on, which takes minutes for the output of a network.
     """
     shape = buffer.shape
+    size = value.shape.num_elements()
+    if size == 0:
+        return buffer
     indices, updates = [[row]], value[tf.newaxis]
 
     def in_place():
@@ -39,8 +42,14 @@ def write_row(buffer, row, value):
     def compiled():
         return tf.tensor_scatter_nd_update(buffer, indices, updates)
 
-    device = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
-    return tf.ensure_shape(tf.switch_case(device, [in_place, in_place, compiled]), shape)
+    def untouched():
+        return tf.identity(buffer)
+
+    branch = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
+    if size is None:  # the kernels refuse to write nothing
+        branch = tf.where(tf.equal(tf.size(value), 0), 3, branch)
+    buffer = tf.switch_case(branch, [in_place, in_place, compiled, untouched])
+    return tf.ensure_shape(buffer, shape)
 
 
 def reserve_rows(rows, like):

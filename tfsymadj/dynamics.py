@@ -1,12 +1,10 @@
 """The dynamics as the solver sees them: everything they use is an explicit tensor.
 
 `close` traces the dynamics once and finds out what they capture. Variables are read once, outside
-of the solver (`_platform.substituted_reads`); together with the tensors that the dynamics close
+of the solver (`_platform.substituted`); together with the tensors that the dynamics close
 over they are the `captured` inputs, for which the gradient methods return gradients. Without this
 step `tf.custom_gradient` would silently return no gradient for them.
 """
-
-import collections
 
 import tensorflow as tf
 
@@ -20,7 +18,7 @@ _ALLOWED_STATEFUL = frozenset(
         # assertions and prints
         "Assert", "Print", "PrintV2", "CheckNumerics", "CheckNumericsV2",
         # control flow; their bodies are searched as well
-        "StatefulPartitionedCall", "While", "If", "Case", "DeviceIndex", "For",
+        "StatefulPartitionedCall", "While", "If", "Case", "DeviceIndex", "For", "Empty",
         # the frame of a function
         "Placeholder", "PlaceholderWithDefault", "_Arg", "_Retval", "FakeParam",
     }
@@ -64,7 +62,7 @@ class ClosedDynamics:
         self.variables = variables
 
     def __call__(self, t, ys):
-        with _platform.substituted_reads(self._substitute):
+        with _platform.substituted(self._substitute):
             return self._function(t, list(ys))
 
     def vjp(self, t, ys, cotangents, variables=(), with_values=False):
@@ -89,7 +87,10 @@ class ClosedDynamics:
         gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
         n, m = len(ys), len(ys) + len(self.captured)
         dt = gradients.pop() if with_values else None
-        dys = [tf.zeros_like(y) if g is None else g for g, y in zip(gradients[:n], ys)]
+        dys = [
+            tf.zeros_like(y) if g is None else tf.ensure_shape(g, y.shape)
+            for g, y in zip(gradients[:n], ys)
+        ]
         return dys, dt, gradients[n:m], gradients[m:], values if with_values else None
 
 
@@ -108,17 +109,17 @@ def close(function, ys, owner=None):
         ValueError: if the dynamics are not reproducible.
     """
     outer = tf.compat.v1.get_default_graph()
-    reads = collections.OrderedDict()  # storage -> (variable, value outside of the solver)
+    brought = {}  # storage -> (variable or eager tensor, its value in the graph of the solve)
 
-    def read_outside(variable):
-        key = _platform.variable_key(variable)
-        if key not in reads:
+    def bring(x):
+        key = _platform.storage(x)
+        if key not in brought:
             with outer.as_default():
-                reads[key] = variable, tf.convert_to_tensor(variable)
-        return reads[key][1]
+                brought[key] = x, tf.identity(x)
+        return brought[key][1]
 
     def trace(t, *states):
-        with _platform.substituted_reads(read_outside):
+        with _platform.substituted(bring):
             return function(t, list(states))
 
     # Not the function's own shapes: a loop's state may have lost static dimensions.
@@ -130,9 +131,11 @@ def close(function, ys, owner=None):
     frozen = inspection.frozen_storages(owner)
 
     def is_trained(variable):
-        return variable.trainable and _platform.variable_key(variable) not in frozen
+        return variable.trainable and _platform.storage(variable) not in frozen
 
-    constant = {id(value) for variable, value in reads.values() if not is_trained(variable)}
+    constant = {
+        id(value) for x, value in brought.values() if _platform.is_variable(x) and not is_trained(x)
+    }
     captured = [
         tensor
         for tensor, _ in graph.captures
@@ -148,14 +151,14 @@ def close(function, ys, owner=None):
             f"function without `tf.function`. Received: variables {names}"
         )
 
-    def substitute(variable):
-        known = reads.get(_platform.variable_key(variable))
+    def substitute(x):
+        known = brought.get(_platform.storage(x))
         if known is not None:
             return known[1]
-        if is_trained(variable):
+        if _platform.is_variable(x) and is_trained(x):
             raise ValueError(
                 "`dynamics` must use the same variables at each call, but a later call read one "
-                f"that the first did not. Received: {variable.name}"
+                f"that the first did not. Received: {x.name}"
             )
         return None
 

@@ -46,11 +46,11 @@ def fingerprint(x):
 
 
 def frozen_storages(x):
-    """Storages (see `_platform.variable_key`) of Keras variables that are not trained."""
+    """Storages (see `_platform.storage`) of Keras variables that are not trained."""
     walk = _Walk()
     walk.key(x)
     return {
-        _platform.variable_key(variable._value)
+        _platform.storage(variable._value)
         for layer in walk.layers
         for variable in layer.variables
         if not variable.trainable and _platform.is_variable(getattr(variable, "_value", None))

@@ -214,7 +214,9 @@ def _solve_compiled(dynamics, state, times, args, options):
     steps = options.controller.num_steps(times)
     if steps is not None:
         steps = tf.constant(int(steps), tf.int32)
-    key = (options.key, inspection.fingerprint(dynamics))
+    # Ranks and dtypes too: a trace is relaxed to unknown sizes, but not to unknown ranks.
+    kinds = tuple((x.dtype, x.shape.rank) for x in tf.nest.flatten((state, args)))
+    key = (options.key, kinds, inspection.fingerprint(dynamics))
     with _lock:
         try:
             functions = _compiled.setdefault(inspection.owner(dynamics), {})
@@ -223,6 +225,8 @@ def _solve_compiled(dynamics, state, times, args, options):
         function = functions.get(key)
         if function is None:
             function = functions[key] = _compile(dynamics, options)
+    if tf.config.functions_run_eagerly():  # a switch for debugging, which would save no memory
+        function = function.get_concrete_function(state, times, args, steps)
     return function(state, times, args, steps)
 
 

@@ -1,0 +1,192 @@
+"""Time and peak memory of one gradient, by gradient method, in one run.
+
+    python benchmarks/gradient_cost.py
+    python benchmarks/gradient_cost.py --steps 1000 --rounds 7 --plot
+
+The dynamics are a tanh network 65-256-256-64 with the time as an extra input. See README.md here.
+"""
+
+import argparse
+import datetime
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Without it TensorFlow does not count tensors below 256 KiB on a CPU.
+os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
+
+import tensorflow as tf
+
+import tfsymadj
+
+tf.get_logger().setLevel("ERROR")
+METHODS = {
+    "backprop": tfsymadj.Backprop(),
+    "symplectic, auto": tfsymadj.SymplecticAdjoint("auto"),
+    "symplectic, steps": tfsymadj.SymplecticAdjoint("steps"),
+    "symplectic, stages": tfsymadj.SymplecticAdjoint("stages"),
+}
+COLUMNS = "{:<7}{:<20}{:>10}{:>10}{:>8}{:>10}{:>9}{:>10}"
+DEVICE = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
+
+
+class Network(tf.Module):
+    """dy/dt = W3 tanh(W2 tanh(W1 [y, t])), weights uniform in +-3 / sqrt(fan-in)."""
+
+    def __init__(self, size=64, width=256, seed=0):
+        super().__init__()
+        sizes = [size + 1, width, width, size]
+        self.kernels, self.biases = [], []
+        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+            bound = 3.0 / fan_in**0.5
+            kernel = tf.random.stateless_uniform([fan_in, fan_out], [seed, i], -bound, bound)
+            self.kernels.append(tf.Variable(kernel))
+            self.biases.append(tf.Variable(tf.zeros([fan_out])))
+
+    def __call__(self, t, y):
+        x = tf.concat([y, t * tf.ones_like(y[:, :1])], axis=1)
+        for kernel, bias in zip(self.kernels[:-1], self.biases[:-1]):
+            x = tf.tanh(x @ kernel + bias)
+        return x @ self.kernels[-1] + self.biases[-1]
+
+
+def gradient_function(network, gradient, options, mode):
+    """`y0 -> (gradients, stats)`: one solve and the gradient for y0 and all weights."""
+
+    def run(y0):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            solution = tfsymadj.solve(network, y0, (0.0, 1.0), gradient=gradient, **options)
+            loss = tf.reduce_mean(solution.y[-1] ** 2)
+        return tape.gradient(loss, [y0, *network.trainable_variables]), solution.stats
+
+    return run if mode == "eager" else tf.function(run, jit_compile=mode == "XLA")
+
+
+def measure_once(function, y0):
+    """Seconds, peak bytes above what was held before, and counts of one call."""
+    before = tf.config.experimental.get_memory_info(DEVICE)["current"]
+    tf.config.experimental.reset_memory_stats(DEVICE)
+    start = time.perf_counter()
+    gradients, stats = function(y0)
+    for gradient in gradients:
+        gradient.numpy()  # waits for the device
+    seconds = time.perf_counter() - start
+    peak = tf.config.experimental.get_memory_info(DEVICE)["peak"]
+    return seconds, peak - before, stats
+
+
+def measure(mode, arguments):
+    """Rows of a table for one mode; the methods take turns, so that all see the same machine."""
+    network = Network()
+    y0 = tf.random.stateless_normal([arguments.batch, 64], [1, 1])
+    options = dict(method=arguments.method, num_steps=arguments.steps)
+    functions, times, peaks, stats = {}, {}, {}, {}
+    for name, gradient in METHODS.items():
+        functions[name] = gradient_function(network, gradient, options, mode)
+        # The first call traces and compiles. What it leaves behind counts as memory of the method.
+        _, peaks[name], stats[name] = measure_once(functions[name], y0)
+        times[name] = []
+    for _ in range(arguments.rounds):
+        for name, function in functions.items():
+            times[name].append(measure_once(function, y0)[0])
+    reference = statistics.median(times["backprop"])
+    return [
+        dict(
+            mode=mode,
+            name=name,
+            median=statistics.median(times[name]),
+            min=min(times[name]),
+            ratio=statistics.median(times[name]) / reference,
+            peak=peaks[name] / 2**20,
+            forward=int(stats[name].num_evaluations),
+            backward=int(stats[name].num_backward_evaluations),
+        )
+        for name in METHODS
+    ]
+
+
+def machine():
+    """What the numbers depend on, in one line."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        cpu = names[0].split(":")[1].strip() if names else cpu
+    parts = [f"{cpu}, {os.cpu_count()} cores"]
+    for gpu in tf.config.list_physical_devices("GPU")[:1]:
+        parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))
+    parts += [f"TensorFlow {tf.__version__}", f"{datetime.date.today():%Y-%m-%d}"]
+    return ", ".join(parts)
+
+
+def plot(rows, title, path):
+    """Time beside peak memory, one pair of panels, a row per mode and method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colors = dict(zip(METHODS, ["#555555", "#0072B2", "#009E73", "#D55E00"]))
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    # From the top down, a gap of one row between two modes.
+    positions = [-(i + modes.index(row["mode"])) for i, row in enumerate(rows)]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9, 1.2 + 0.3 * (len(rows) + len(modes))), sharey=True, layout="constrained"
+    )
+    panels = [
+        ("median", "{:.2f}", "Time per gradient (s)"),
+        ("peak", "{:.0f}", "Peak memory (MiB, log scale)"),
+    ]
+    for axis, (key, form, label) in zip(axes, panels):
+        values = [row[key] for row in rows]
+        bars = axis.barh(positions, values, color=[colors[row["name"]] for row in rows])
+        axis.bar_label(bars, [form.format(value) for value in values], padding=3)
+        axis.set_xlabel(label)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    axes[0].set_yticks(positions, [f"{row['name']} ({row['mode']})" for row in rows])
+    axes[0].set_xlim(0, 1.15 * max(row["median"] for row in rows))
+    axes[1].set_xscale("log")
+    axes[1].set_xlim(right=2 * max(row["peak"] for row in rows))
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="rk4", help="method of the solver (default: rk4)")
+    parser.add_argument("--steps", type=int, default=100, help="number of steps (default: 100)")
+    parser.add_argument("--batch", type=int, default=512, help="size of the batch (default: 512)")
+    parser.add_argument("--rounds", type=int, default=7, help="measured calls (default: 7)")
+    parser.add_argument("--eager", action="store_true", help="measure eager calls, too")
+    parser.add_argument("--plot", action="store_true", help="write the figure")
+    parser.add_argument("--figure", type=pathlib.Path, default="docs/gradient_cost.png")
+    arguments = parser.parse_args()
+
+    title = (
+        f"{arguments.method}, N = {arguments.steps} steps, batch {arguments.batch}, "
+        "network 65-256-256-64, float32"
+    )
+    print(machine(), title, sep="\n", end="\n\n", flush=True)
+    header = ["mode", "gradient", "median s", "min s", "ratio", "peak MiB", "forward", "backward"]
+    print(COLUMNS.format(*header))
+    rows = []
+    for mode in ["graph", "XLA"] + ["eager"] * arguments.eager:
+        for row in measure(mode, arguments):
+            rows.append(row)
+            numbers = [f"{row[key]:.3f}" for key in ("median", "min")]
+            numbers += [f"{row['ratio']:.2f}", f"{row['peak']:.1f}"]
+            line = COLUMNS.format(mode, row["name"], *numbers, row["forward"], row["backward"])
+            print(line, flush=True)
+    if arguments.plot:
+        plot(rows, f"{title}\n{machine()}", arguments.figure)
+        print(f"\nfigure: {arguments.figure}")
+
+
+if __name__ == "__main__":
+    main()
