@@ -22,7 +22,7 @@ demo: venv  ## Train a small model on handwritten digits.
 	$(BIN)/python examples/digits.py
 
 test: venv  ## Run the tests, less those that take long.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: venv  ## Run the tests that take long.
 	$(BIN)/python -m pytest -m slow
@@ -36,7 +36,7 @@ format: venv  ## Format the code, and mend what can be mended automatically.
 	$(BIN)/python -m ruff format .
 
 benchmarks: venv  ## Measure time and memory of the gradients.
-	$(BIN)/python benchmarks/gradient_cost.py
+	$(BIN)/python benchmarks/gradient_cost.py --eager --plot
 
 clean:  ## Remove the environment, caches and outputs.
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -197,7 +197,9 @@ def _after(earlier, ys):
     """`ys`, in such a way that nothing computed from them can start before `earlier` is there.
 
     Graph mode obeys control dependencies. XLA drops them, so there the values themselves have to
-    depend on `earlier`: they become NaN where it is, as the gradient is then in any case.
+    depend on `earlier`: a zero is added that the compiler can't know to be one, since it is NaN
+    where `earlier` is not finite, as the gradient is then in any case.
     """
+    zeros = [0.0 * tf.math.real(tf.reduce_sum(tf.reshape(e, [-1])[:1])) for e in earlier]
     with tf.control_dependencies(earlier):
-        return [tf.where(tf.not_equal(e, e), e, y) for e, y in zip(earlier, ys)]
+        return [y + tf.cast(zero, y.dtype) for zero, y in zip(zeros, ys)]
