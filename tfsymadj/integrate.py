@@ -54,7 +54,7 @@ class Recording:
 
     Attributes:
         stride: every how many steps the state is kept; int or int32 scalar.
-        rows: how many states are kept at most; likewise. 0: none.
+        rows: how many states are kept at most; likewise.
         stages: whether every stage value is kept instead.
     """
 
@@ -142,13 +142,14 @@ def integrate(problem, recording=None):
     adaptive = controller.adaptive
     s = tableau.stages
     only_end = isinstance(num_times, int) and num_times == 2
-    with_grid = recording is not None
-    recording = recording or Recording(1, 0)
-    rows = problem.max_steps * s if recording.stages else recording.rows
+    records = recording is not None
+    keeps_stages = records and recording.stages
+    if records:
+        rows = problem.max_steps * s if keeps_stages else recording.rows
 
     def keep(buffer, pending, moved, accepted, ys):
         """Writes what the step before this one left; see `buffers.write_row`."""
-        if recording.stages:
+        if keeps_stages:
             new = tf.logical_and(moved, accepted > 0)
             for i, stage in enumerate(pending):
                 row = tf.where(new, (accepted - 1) * s + i, rows)
@@ -190,11 +191,11 @@ def integrate(problem, recording=None):
         if only_end
         else [buffers.set_row(buffers.reserve_rows(num_times, y), 0, y) for y in ys0],
         grid=[buffers.reserve_rows(problem.max_steps, tf.zeros([6], tf.float64))]
-        if with_grid
+        if records
         else [],
         # One row more than needed: where to write what is not kept.
-        checkpoints=[buffers.dense_rows(rows + 1, y) for y in ys0] if with_grid else [],
-        pending=[list(ys0) for _ in range(s)] if recording.stages else [],
+        checkpoints=[buffers.dense_rows(rows + 1, y) for y in ys0] if records else [],
+        pending=[list(ys0) for _ in range(s)] if keeps_stages else [],
     )
 
     def unfinished(c):
@@ -291,11 +292,11 @@ def integrate(problem, recording=None):
     outputs = [y + _nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
 
     grid = checkpoints = None
-    if with_grid:
+    if records:
         entries = buffers.stack_rows(carry.grid[0], tf.zeros([6], tf.float64))
         grid = Grid(*tf.unstack(entries, axis=1))
         checkpoints = carry.checkpoints
-        if recording.stages:
+        if keeps_stages:
             checkpoints = keep(checkpoints, carry.pending, carry.moved, carry.accepted, carry.ys)
     return Integral(
         outputs,

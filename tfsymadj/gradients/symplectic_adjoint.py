@@ -4,6 +4,7 @@ Matsubara, Miyatake, Yaguchi: Symplectic Adjoint Method for Exact Gradient of Ne
 Minimal Memory, NeurIPS 2021, arXiv:2102.09750; IEEE TNNLS 35(8), 2024.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ class SymplecticAdjoint(Gradient):
             # `captured` is listed so that its gradients are asked for; the dynamics hold the
             # tensors themselves.
             ys, ts = list(inputs[:size]), inputs[size]
-            here = _with_inputs(problem, ys, ts)
+            here = dataclasses.replace(problem, ys=ys, ts=ts)
             result = integrate(here, recording)
             counts[:] = result[1:6]
 
@@ -275,14 +276,6 @@ class _Backward:
         row = n * self._tableau.stages + i
         like = self._problem.ys
         return [tf.ensure_shape(c[row], y.shape) for c, y in zip(self._result.checkpoints, like)]
-
-
-def _with_inputs(problem, ys, ts):
-    # custom_gradient hands over copies of its inputs, without static shapes in places
-    for y, y0 in zip(ys, problem.ys):
-        y.set_shape(y0.shape)
-    ts.set_shape(problem.ts.shape)
-    return type(problem)(**{**problem.__dict__, "ys": ys, "ts": ts})
 
 
 def _accumulator(x):
