@@ -140,7 +140,7 @@ class _Backward:
         self._result = result
         self._grid = result.grid
         self._variables = list(variables)
-        self._only_end = problem.num_times is not None and problem.ts.shape[0] == 2
+        self._only_end = problem.ts.shape[0] == 2
 
     def run(self, cotangents):
         """The gradients, for cotangents of the stacked outputs."""
@@ -172,24 +172,28 @@ class _Backward:
     def _segments(self, accepted, state):
         """From the last checkpoint to the first: recompute a segment's stages, then its adjoint."""
         stride, s, like = self._recording.stride, self._tableau.stages, self._problem.ys
-        paper = isinstance(stride, int) and stride == 1
+        single = isinstance(stride, int) and stride == 1  # segments of one step
         # One set of rows for all segments: what an earlier segment left is overwritten.
-        rows = [] if paper else [buffers.reserve_rows(stride * s, y) for y in like]
+        rows = [] if single else [buffers.reserve_rows((stride - 1) * s, y) for y in like]
 
         def body(q, rows, state):
             begin = q * stride
-            length = tf.minimum(stride, accepted - begin)
+            last = tf.minimum(begin + stride, accepted) - 1
             ys = [checkpoints[q] for checkpoints in self._result.checkpoints]
             ys = [tf.ensure_shape(y, y0.shape) for y, y0 in zip(ys, like)]
-            if paper:
-                stages = self._step(begin, ys).stages
-                return q - 1, rows, self._adjoint_step(begin, stages.__getitem__, state)
-            rows = self._recompute(begin, length, ys, rows)
+            if not single:
+                ys, rows = self._recompute(begin, last, ys, rows)
+            # The last step's stages are used at once, and the state after it is not needed, so
+            # that its last evaluation is not made.
+            stages = self._step(last, ys).stages
+            state = self._adjoint_step(last, stages.__getitem__, state)
+            if not single:
 
-            def stage(n, i):
-                return [buffers.get_row(r, (n - begin) * s + i, y) for r, y in zip(rows, like)]
+                def stage(n, i):
+                    return [buffers.get_row(r, (n - begin) * s + i, y) for r, y in zip(rows, like)]
 
-            return q - 1, rows, self._adjoint_steps(begin, length, stage, state)
+                state = self._adjoint_steps(begin, last, stage, state)
+            return q - 1, rows, state
 
         count = -(-accepted // stride)
         _, _, state = tf.while_loop(
@@ -205,30 +209,30 @@ class _Backward:
     def _step(self, n, ys):
         return rk_step(self._dynamics, self._tableau, self._grid.t[n], self._grid.h[n], ys)
 
-    def _recompute(self, begin, length, ys, rows):
-        """Fills the tensor lists `rows` with the stage values of a segment."""
-        s, stride = self._tableau.stages, self._recording.stride
+    def _recompute(self, begin, end, ys, rows):
+        """The state before the step `end`; `rows` get the stage values of the steps before it."""
+        s = self._tableau.stages
         needed = [i for i in range(s) if self._tableau.active_stages[i]]
 
-        def body(j, ys, rows):
-            step = self._step(begin + j, ys)
+        def body(n, ys, rows):
+            step = self._step(n, ys)
             for i in needed:
-                values = zip(rows, step.stages[i])
-                rows = [buffers.set_row(r, j * s + i, y) for r, y in values]
-            return j + 1, step.ys, rows
+                row = (n - begin) * s + i
+                rows = [buffers.set_row(r, row, y) for r, y in zip(rows, step.stages[i])]
+            return n + 1, step.ys, rows
 
-        _, _, rows = tf.while_loop(
-            lambda j, ys, rows: j < length,
+        _, ys, rows = tf.while_loop(
+            lambda n, ys, rows: n < end,
             body,
-            (0, ys, rows),
+            (begin, ys, rows),
             parallel_iterations=1,
-            maximum_iterations=_static(stride),
+            maximum_iterations=_static(self._recording.stride),
             name="recompute",
         )
-        return rows
+        return ys, rows
 
-    def _adjoint_steps(self, begin, length, stage, state):
-        """The adjoint over the steps `begin ... begin + length - 1`, last first."""
+    def _adjoint_steps(self, begin, end, stage, state):
+        """The adjoint over the steps from `begin` to before `end`, last first."""
 
         def body(n, state):
             return n - 1, self._adjoint_step(n, lambda i: stage(n, i), state)
@@ -236,7 +240,7 @@ class _Backward:
         _, state = tf.while_loop(
             lambda n, state: n >= begin,
             body,
-            (begin + length - 1, state),
+            (end - 1, state),
             parallel_iterations=1,
             maximum_iterations=_static(self._recording.stride),
             name="adjoint",
