@@ -4,6 +4,8 @@ import dataclasses
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Without it TensorFlow does not count tensors below 256 KiB on a CPU.
+os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 
 import numpy as np
 import tensorflow as tf

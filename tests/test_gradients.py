@@ -373,7 +373,8 @@ def test_second_derivatives(mode, options, checkpoints):
         return outer.gradient(mixed, sources)
 
     actual = run(lambda: compute(SymplecticAdjoint(checkpoints)), mode)
-    expected = run(lambda: compute(Backprop()), mode)
+    # TensorFlow can't compile the gradient of a loop inside of a branch: back-propagate in a graph.
+    expected = run(lambda: compute(Backprop()), "graph" if mode == "xla" else mode)
     for i, (a, b) in enumerate(zip(actual, expected)):
         assert a is not None, f"no second derivative for source {i}"
         assert relative_error(a, b) < FLOAT64, i
@@ -469,8 +470,10 @@ def test_evaluations_of_fixed_steps(method, checkpoints):
     assert vjps == n * s
     planned = n * s if checkpoints == "stages" else 2 * n * s
     assert stats.num_backward_evaluations == planned
-    # The evaluation at the last stage of the last step of a segment has no use, at the least.
-    assert planned - n * (s > 0) <= backward <= planned
+    # In the last step of a segment no evaluation has a use that no later stage depends on.
+    a = METHODS[method].without_error().a_matrix
+    unused = int(np.sum(~np.any(a != 0, axis=0)))
+    assert planned - n * unused <= backward <= planned
 
 
 @pytest.mark.parametrize("method", ["bosh3", "dopri5", slow("fehlberg45")])
@@ -601,7 +604,8 @@ def check_nested(context, mode, options, closed=None):
         return [y, *tape.gradient(value, sources)]
 
     actual = run(lambda: compute(SymplecticAdjoint()), mode)
-    expected = run(lambda: compute(Backprop()), mode)
+    # TensorFlow can't compile the gradient of a loop inside of a branch: back-propagate in a graph.
+    expected = run(lambda: compute(Backprop()), "graph" if mode == "xla" else mode)
     for i, (a, b) in enumerate(zip(actual, expected)):
         assert a is not None, f"no gradient for source {i - 1}"
         assert relative_error(a, b) < FLOAT64, i
@@ -635,7 +639,8 @@ def test_solve_inside_the_dynamics(mode):
         return tape.gradient(value, [w, inner_problem.y0, *inner_problem.variables])
 
     actual = run(lambda: compute(SymplecticAdjoint()), mode)
-    expected = run(lambda: compute(Backprop()), mode)
+    # TensorFlow can't compile the gradient of a loop inside of a branch: back-propagate in a graph.
+    expected = run(lambda: compute(Backprop()), "graph" if mode == "xla" else mode)
     for a, b in zip(actual, expected):
         assert relative_error(a, b) < FLOAT64
 
