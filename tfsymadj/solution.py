@@ -55,7 +55,7 @@ class Stats(NamedTuple):
         num_accepted: steps taken.
         num_rejected: steps that the error estimate refused.
         num_evaluations: evaluations of the dynamics in the forward pass.
-        num_backward_evaluations: evaluations that one gradient will take, as planned from the
+        num_backward_evaluations: evaluations that one gradient takes at most, as planned from the
             accepted steps, the stages and the checkpoints (a taped evaluation counts once).
     """
 
