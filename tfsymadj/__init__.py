@@ -2,7 +2,14 @@
 
 from tfsymadj import layers
 from tfsymadj.controllers import ConstantSteps, Controller, PIController
-from tfsymadj.gradients import Backprop, SymplecticAdjoint
+from tfsymadj.gradients import (
+    Backprop,
+    ContinuousAdjoint,
+    Gradient,
+    SolveCheckpoint,
+    StepCheckpoint,
+    SymplecticAdjoint,
+)
 from tfsymadj.layers import ODELayer
 from tfsymadj.solution import Solution, Stats, Status
 from tfsymadj.solve import odeint, solve
@@ -15,12 +22,16 @@ __all__ = [
     "Backprop",
     "ButcherTableau",
     "ConstantSteps",
+    "ContinuousAdjoint",
     "Controller",
+    "Gradient",
     "ODELayer",
     "PIController",
     "Solution",
+    "SolveCheckpoint",
     "Stats",
     "Status",
+    "StepCheckpoint",
     "SymplecticAdjoint",
     "layers",
     "odeint",

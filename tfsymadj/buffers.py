@@ -20,8 +20,8 @@ def dense_rows(rows, like):
     return tf.ensure_shape(buffer, [static_rows, *like.shape])
 
 
-def write_row(buffer, row, value):
-    """Puts `value` into the row `row` of a dense buffer, which must not have been written before.
+def write_row(buffer, row, value, overwrite=False):
+    """Puts `value` into the row `row` of a dense buffer, not written before unless `overwrite`.
 
     No single operation updates in place in both worlds: `TensorScatterUpdate` copies the buffer in
     graph mode, and the operations that don't copy there have no XLA kernel. `DeviceIndex` is what
@@ -37,6 +37,13 @@ def write_row(buffer, row, value):
     indices, updates = [[row]], value[tf.newaxis]
 
     def in_place():
+        if overwrite:
+            # Exact: x - x = 0 and 0 + value = value. The row is read only when `value` is there,
+            # so that no other reader holds the buffer any more.
+            with tf.control_dependencies([value]):
+                old = tf.gather(buffer, [row])
+            empty = tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=indices, updates=-old)
+            return tf.raw_ops.ScatterNdNonAliasingAdd(input=empty, indices=indices, updates=updates)
         return tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=indices, updates=updates)
 
     def compiled():

@@ -314,7 +314,8 @@ class PIController(Controller):
         total, count = tf.zeros([], tf.float64), tf.zeros([], tf.float64)
         for i, (x, magnitude) in enumerate(zip(xs, magnitudes)):
             rtol, atol = (
-                tf.cast(_leaf(v, i, len(xs)), magnitude.dtype) for v in (self.rtol, self.atol)
+                tf.cast(tolerance_of(v, i, len(xs)), magnitude.dtype)
+                for v in (self.rtol, self.atol)
             )
             # With atol = 0 a component may be exactly zero, and its error too.
             scale = tf.maximum(atol + rtol * magnitude, magnitude.dtype.as_numpy_dtype(1e-37))
@@ -324,7 +325,7 @@ class PIController(Controller):
         return tf.sqrt(total / tf.maximum(count, 1.0))
 
 
-def _leaf(tolerance, i, n):
+def tolerance_of(tolerance, i, n):
     """The part of a tolerance that belongs to the i-th of n tensors."""
     if not tf.nest.is_nested(tolerance):
         return tolerance

@@ -48,21 +48,6 @@ class Problem:
         return tf.size(self.ts) if self.ts.shape[0] is None else self.ts.shape[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """What the loop keeps for a backward pass.
-
-    Attributes:
-        stride: every how many steps the state is kept; int or int32 scalar.
-        rows: how many states are kept at most; likewise.
-        stages: whether every stage value is kept instead.
-    """
-
-    stride: Any
-    rows: Any
-    stages: bool = False
-
-
 class Grid(NamedTuple):
     """The accepted steps, one row each. float64 tensors of shape `(max_steps,)` or ints.
 
@@ -156,8 +141,8 @@ def integrate(problem, recording=None):
                 buffer = [buffers.write_row(b, row, y) for b, y in zip(buffer, stage)]
             return buffer
         new = tf.logical_and(moved, tf.equal(accepted % recording.stride, 0))
-        row = tf.where(new, accepted // recording.stride, rows)
-        return [buffers.write_row(b, row, y) for b, y in zip(buffer, ys)]
+        row = tf.where(new, recording.row(accepted // recording.stride), rows)
+        return [buffers.write_row(b, row, y, recording.overwrites) for b, y in zip(buffer, ys)]
 
     status = tf.where(_monotonic(ts), int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
     status = _first_failure(status, _finite(ys0), Status.NON_FINITE_STATE)

@@ -132,12 +132,45 @@ def rk_step_adjoint(
         if with_time:
             dt = tf.zeros([], tf.float64) if dt is None else dt
             start = start - dt
-            step = step - (tableau.c[i] * dt + _inner(weights, values) / h)
+            step = step - (tableau.c[i] * dt + inner(weights, values) / h)
     for product in products.values():
         adjoints = [a - p for a, p in zip(adjoints, product)]
     if not with_time:
         start = step = None
     return StepGradients(adjoints, captured, variables, start, step)
+
+
+def rk_step_vjp(
+    dynamics, tableau, t, h, ys, adjoints, captured, variables, sources=(), with_time=False
+):
+    """`rk_step_adjoint` by back-propagation: all stages of a step under one tape.
+
+    Args:
+        ys: the state before the step, list of tensors.
+
+    The other arguments and what is returned are those of `rk_step_adjoint`.
+    """
+    n, m = len(ys), len(ys) + len(dynamics.captured)
+    inputs = [*ys, *dynamics.captured, *sources, *([t, h] if with_time else [])]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(inputs)
+        ends = rk_step(dynamics, tableau, t, h, ys).ys
+    # Of negative sign, as there, so that all sums are subtractions.
+    cotangents = [-a for a in adjoints]
+    gradients = tape.gradient(ends, inputs, output_gradients=cotangents)
+    gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+    start = step = None
+    if with_time:
+        *gradients, dt, dh = gradients
+        start = tf.zeros([], tf.float64) if dt is None else -dt
+        step = -dh
+    return StepGradients(
+        [tf.ensure_shape(-g, y.shape) for g, y in zip(gradients[:n], ys)],
+        _subtract(captured, gradients[n:m]),
+        _subtract(variables, gradients[m:]),
+        start,
+        step,
+    )
 
 
 def _coefficients(h, row, ys):
@@ -185,7 +218,7 @@ def _subtract(accumulators, gradients):
     return [a if g is None else a - tf.cast(g, a.dtype) for a, g in zip(accumulators, gradients)]
 
 
-def _inner(xs, ys):
+def inner(xs, ys):
     """Re sum conj(x) y over all tensors, float64."""
     total = tf.zeros([], tf.float64)
     for x, y in zip(xs, ys):

@@ -56,7 +56,8 @@ class Stats(NamedTuple):
         num_rejected: steps that the error estimate refused.
         num_evaluations: evaluations of the dynamics in the forward pass.
         num_backward_evaluations: evaluations that one gradient takes at most, as planned from the
-            accepted steps, the stages and the checkpoints (a taped evaluation counts once).
+            accepted steps, the stages and the checkpoints (a taped evaluation counts once); -1 for
+            an adaptive continuous adjoint, which can't be planned.
     """
 
     num_steps: tf.Tensor

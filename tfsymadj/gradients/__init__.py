@@ -1,11 +1,20 @@
 """How the forward loop is differentiated: interchangeable objects with a `solve` method."""
 
 from tfsymadj.gradients.backprop import Backprop
+from tfsymadj.gradients.continuous_adjoint import ContinuousAdjoint
 from tfsymadj.gradients.gradient import Gradient
+from tfsymadj.gradients.solve_checkpoint import SolveCheckpoint
+from tfsymadj.gradients.step_checkpoint import StepCheckpoint
 from tfsymadj.gradients.symplectic_adjoint import SymplecticAdjoint
 
 #: Names for `solve(gradient=...)`.
-GRADIENTS = {"symplectic_adjoint": SymplecticAdjoint, "backprop": Backprop}
+GRADIENTS = {
+    "symplectic_adjoint": SymplecticAdjoint,
+    "backprop": Backprop,
+    "baseline": SolveCheckpoint,
+    "aca": StepCheckpoint,
+    "continuous_adjoint": ContinuousAdjoint,
+}
 
 
 def get_gradient(gradient):
@@ -24,4 +33,13 @@ def get_gradient(gradient):
     )
 
 
-__all__ = ["GRADIENTS", "Backprop", "Gradient", "SymplecticAdjoint", "get_gradient"]
+__all__ = [
+    "GRADIENTS",
+    "Backprop",
+    "ContinuousAdjoint",
+    "Gradient",
+    "SolveCheckpoint",
+    "StepCheckpoint",
+    "SymplecticAdjoint",
+    "get_gradient",
+]

@@ -1,0 +1,220 @@
+"""Checkpointing within a budget of states: what to keep, and how to get back what was not kept.
+
+Positions are counted in segments of `stride` steps, the unit whose stage values are held at a
+time. With c states in store, and if no segment may be advanced more than r times, at most
+binom(c + r, c) segments can be reversed; the schedules built on this number are Griewank's and
+Walther's (Algorithm 799: revolve, ACM TOMS 26, 2000). Where the number of steps is not known
+before the solve, states are replaced on the way so that reversing what is known by then takes the
+fewest advances (online checkpointing; Stumm and Walther, SIAM J. Sci. Comput. 32, 2010).
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj import buffers
+from tfsymadj.recording import Recording
+
+_LARGE = 2**30
+
+
+def budget_recording(problem, budget):
+    """The `Recording` that holds at most `budget` states at any time.
+
+    Of the possible lengths of a segment it takes the one with the fewest evaluations.
+
+    Raises:
+        ValueError: if the budget is below s + 4.
+    """
+    n, s = problem.max_steps, problem.tableau.stages
+    if budget < s + 4:
+        raise ValueError(
+            f"`checkpoints` must be at least s + 4 = {s + 4} for the method "
+            f"{problem.tableau.name!r} of s = {s} stages. Received: {budget}"
+        )
+    if not isinstance(n, int):
+        stride = budget // (2 * s)
+        slots = budget - stride * s
+        return _Budget(stride, slots, kept=_positions(-(-n // stride), slots))
+    if problem.known_length and n * s <= budget:
+        return Recording(stride=n, rows=0, stages=True)
+    best = None
+    for stride in range(1, min((budget - 1) // s, n) + 1):
+        segments, slots = -(-n // stride), budget - stride * s
+        if segments <= slots:
+            return Recording(stride=stride, rows=segments)
+        cost = stride * (num_advances(segments, slots) - segments)
+        if best is None or cost < best[0]:
+            best = cost, stride, segments, slots
+    _, stride, segments, slots = best
+    if problem.known_length:
+        with tf.init_scope():
+            positions = _positions(tf.constant(segments), slots).numpy()
+        rows = np.full([segments], slots, np.int32)
+        rows[positions] = np.arange(slots)
+    else:
+        rows = online_rows(segments, slots)
+    return _Budget(stride, slots, kept=rows)
+
+
+@functools.lru_cache(maxsize=2**16)
+def num_advances(length, slots):
+    """The fewest advances that reverse `length` segments from the first of `slots` states.
+
+    r length - binom(c + r, c + 1) for c slots and the least r with binom(c + r, c) >= length.
+    """
+    if slots == 1:
+        return length * (length - 1) // 2
+    r, reach = 0, 1
+    while reach < length:
+        r += 1
+        reach = reach * (slots + r) // r
+    return r * length - math.comb(slots + r, slots + 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _binomials(slots, length):
+    """`table[c, r + 1] = binom(c + r, c)`, and 0 for r = -1; c from 0 to `slots`.
+
+    r goes as far as two slots need it for `length` segments; one slot is a case of its own.
+    """
+    table = np.ones([slots + 1, min(math.isqrt(2 * length) + 2, 256)], np.int64)
+    for c in range(1, slots + 1):
+        table[c] = np.minimum(np.cumsum(table[c - 1]), _LARGE)
+    return np.pad(table, [(0, 0), (1, 0)]).astype(np.int32)
+
+
+def _split(length, slots, table):
+    """How far to advance before the next state is stored: a part that is optimal, int32."""
+    column = tf.reduce_sum(tf.cast(table[slots] < length, tf.int32))  # that of r
+    part = tf.minimum(table[slots, column - 1], length - table[slots - 1, column - 1])
+    part = tf.where(slots < 2, length - 1, part)
+    return tf.clip_by_value(part, 1, length - 1)
+
+
+def _positions(segments, slots):
+    """The segments whose first states are kept if their number is known, int32 `[slots]`."""
+    length = tf.get_static_value(segments)
+    table = tf.constant(_binomials(slots, _LARGE if length is None else int(length)))
+    positions = [tf.zeros([], tf.int32)]
+    for used in range(1, slots):
+        left = segments - positions[-1]
+        part = tf.where(left > 1, _split(tf.maximum(left, 2), slots + 1 - used, table), _LARGE)
+        positions.append(tf.minimum(positions[-1], _LARGE - part) + part)
+    return tf.stack(positions)
+
+
+@functools.lru_cache(maxsize=16)
+def online_rows(segments, slots):
+    """The row of the first state of each segment, `slots` where it is not kept.
+
+    When all slots are in use, that state is given up (the new one included) which leaves the
+    cheapest reversal of the segments up to here.
+    """
+    rows = np.full([segments], slots, np.int32)
+    rows[:slots] = np.arange(slots)
+    order, positions = list(range(slots)), list(range(slots))
+    for q in range(slots, segments):
+        gaps = np.diff([*positions, q]).tolist()
+        # The i-th state has `slots - i` slots, one more after an earlier state was given up.
+        costs = [num_advances(gap, slots - i) for i, gap in enumerate(gaps)]
+        fewest, given_up = sum(costs[:-1]) + num_advances(gaps[-1] + 1, 1), None
+        moved = [num_advances(gap, slots - i + 1) for i, gap in enumerate(gaps)]
+        before, after = 0, sum(moved[1:])
+        for j in range(1, slots):
+            after -= moved[j]
+            joined = num_advances(gaps[j - 1] + gaps[j], slots - j + 1)
+            if before + joined + after < fewest:
+                fewest, given_up = before + joined + after, j
+            before += costs[j - 1]
+        if given_up is not None:
+            rows[q] = order.pop(given_up)
+            order.append(rows[q])
+            del positions[given_up]
+            positions.append(q)
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Budget(Recording):
+    """A stack of states: the backward pass refills from below what it has used up above.
+
+    Attributes:
+        kept: the row of each segment's first state (NumPy), or, if the number of segments is not
+            known at trace time, the segments kept (int32 tensor).
+    """
+
+    kept: Any = None
+
+    overwrites = True
+
+    def row(self, segment):
+        if tf.is_tensor(self.kept):
+            found = tf.equal(self.kept, segment)
+            return tf.where(tf.reduce_any(found), tf.argmax(found, output_type=tf.int32), self.rows)
+        return tf.gather(tf.constant(self.kept), segment)
+
+    def _stack(self, num_segments):
+        """The rows in the order of their positions, and these; those not in use come last."""
+        if tf.is_tensor(self.kept):
+            return tf.range(self.rows), tf.where(self.kept < num_segments, self.kept, _LARGE)
+        segments = tf.range(len(self.kept))
+        rows = tf.where(segments < num_segments, tf.constant(self.kept), self.rows)
+        latest = tf.math.unsorted_segment_max(segments, rows, self.rows + 1)[: self.rows]
+        positions = tf.where(latest < 0, _LARGE, latest)
+        order = tf.argsort(positions)
+        return order, tf.gather(positions, order)
+
+    def _table(self):
+        length = _LARGE if tf.is_tensor(self.kept) else len(self.kept)
+        return tf.constant(_binomials(self.rows + 1, length))
+
+    def held(self, checkpoints, num_segments):
+        order, positions = self._stack(num_segments)
+        depth = tf.reduce_sum(tf.cast(positions < _LARGE, tf.int32)) - 1
+        return list(checkpoints), order, positions, depth
+
+    def restore(self, segment, held, checkpoints, like, advance):
+        slots, order, positions, depth = held
+        table = self._table()
+        # The state of the segment after this one has had its turn.
+        depth = depth - tf.cast(positions[depth] > segment, tf.int32)
+        ys = [tf.ensure_shape(c[order[depth]], y.shape) for c, y in zip(slots, like)]
+
+        def body(position, ys, slots, positions, depth):
+            push = position > positions[depth]
+            depth = depth + tf.cast(push, tf.int32)
+            positions = tf.where(tf.equal(tf.range(self.rows), depth), position, positions)
+            row = tf.where(push, order[depth], self.rows)
+            slots = [buffers.write_row(c, row, y, overwrite=True) for c, y in zip(slots, ys)]
+            end = position + _split(segment + 1 - position, self.rows - depth, table)
+            return end, advance(position, end, ys), slots, positions, depth
+
+        _, ys, slots, positions, depth = tf.while_loop(
+            lambda position, *_: position < segment,
+            body,
+            (positions[depth], ys, slots, positions, depth),
+            parallel_iterations=1,
+            # Each iteration but the first takes another slot; from the last one it arrives.
+            maximum_iterations=self.rows + 1,
+            name="restore",
+        )
+        return ys, (slots, order, positions, depth)
+
+    def num_advanced(self, num_accepted):
+        num_segments = -(-num_accepted // self.stride)
+        _, positions = self._stack(num_segments)
+        ends = tf.minimum(tf.concat([positions[1:], [_LARGE]], 0), num_segments)
+        gaps = tf.maximum(ends - positions, 0)
+        # `num_advances` of each gap.
+        slots, table = tf.range(self.rows, 0, -1), self._table()
+        reach = tf.gather(table, slots)
+        column = tf.reduce_sum(tf.cast(reach < gaps[:, tf.newaxis], tf.int32), axis=1)
+        above = tf.gather_nd(table, tf.stack([slots + 1, tf.maximum(column - 1, 0)], axis=1))
+        many = (column - 1) * gaps - above
+        counts = tf.where(slots < 2, gaps * (gaps - 1) // 2, many)
+        return self.stride * tf.reduce_sum(tf.where(gaps < 2, 0, counts))

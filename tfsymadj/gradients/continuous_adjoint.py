@@ -1,0 +1,196 @@
+"""The continuous adjoint method: the adjoint equation as an ODE of its own."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj.controllers import PIController, tolerance_of
+from tfsymadj.gradients.recomputing import InputGradients, Recomputing
+from tfsymadj.integrate import integrate, poison
+from tfsymadj.runge_kutta import inner
+from tfsymadj.solution import Status
+from tfsymadj.tableaus import get_tableau
+
+
+class ContinuousAdjoint(Recomputing):
+    """Integrates state, adjoint and the parameters' gradients backward in time.
+
+    From each output time to the one before it the augmented system
+
+        dy/dt = f,   d lambda/dt = -(df/dy)^T lambda,   d g/dt = -(df/d theta)^T lambda
+
+    is solved with the forward solver and its own error control; the state is set to the forward
+    pass's output and the cotangent added at every output time. Nothing but the outputs is kept.
+    The gradient is that of the continuous problem: it differs from the gradient of the computed
+    solution by errors of the order of the tolerances, and the steps backward are often more
+    numerous (Chen, Rubanova, Bettencourt, Duvenaud: Neural Ordinary Differential Equations,
+    NeurIPS 2018, arXiv:1806.07366, appendix B).
+
+    The error is measured over the entries of all three parts. Second derivatives raise. If the
+    backward solve fails, the gradients are NaN.
+
+    Args:
+        rtol: relative tolerance of the backward solve, a scalar; default: as forward.
+        atol: absolute tolerance, likewise. If either is given, the backward steps are adaptive.
+        method: method of the backward solve, a name or a `ButcherTableau`; default: as forward.
+
+    Raises:
+        ValueError: if a tolerance is negative, or the method unknown or without an error estimate
+            where one is needed.
+
+    Example:
+
+    >>> import tfsymadj
+    >>> gradient = tfsymadj.ContinuousAdjoint(rtol=1e-6, atol=1e-8)
+    >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient=gradient)
+    """
+
+    def __init__(self, rtol=None, atol=None, method=None):
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if value is not None and not (np.isscalar(value) and 0 <= value < np.inf):
+                raise ValueError(
+                    f"`{name}` must be a finite scalar, not negative, or None. Received: {value!r}"
+                )
+        if method is not None:
+            get_tableau(method)
+        self.rtol = None if rtol is None else float(rtol)
+        self.atol = None if atol is None else float(atol)
+        self.method = method
+
+    def get_config(self):
+        return {"rtol": self.rtol, "atol": self.atol, "method": self.method}
+
+    def _solver(self, problem, others=0):
+        """`(tableau, controller)` of the backward solve."""
+        tableau = problem.tableau if self.method is None else get_tableau(self.method)
+        controller = problem.controller
+        if self.rtol is not None or self.atol is not None:
+            controller = PIController(
+                **{k: v for k, v in (("rtol", self.rtol), ("atol", self.atol)) if v is not None}
+            )
+        elif isinstance(controller, PIController):
+            controller = _augmented(controller, len(problem.ys), others)
+        if controller.adaptive and not tableau.adaptive:
+            raise ValueError(
+                f"The method {tableau.name!r} has no error estimate: `ContinuousAdjoint` needs "
+                "`method`, one with an error estimate, if `rtol` or `atol` is given or the forward "
+                f"steps are adaptive. Received: {self!r}"
+            )
+        tableau = tableau if controller.adaptive else tableau.without_error()
+        return tableau, controller.for_method(tableau)
+
+    def backward(self, problem, recording, integral, variables, cotangents):
+        dynamics, ts = problem.dynamics, problem.ts
+        size, targets = len(problem.ys), [*dynamics.captured, *variables]
+        tableau, controller = self._solver(problem, len(targets))
+        augmented = _Augmented(dynamics, size, variables)
+        zeros = [tf.zeros(tf.shape(x), _accumulated(x.dtype)) for x in targets]
+        zeros = [tf.ensure_shape(z, x.shape) for z, x in zip(zeros, targets)]
+
+        def at(m, xs):
+            return [tf.ensure_shape(x[m], y.shape) for x, y in zip(xs, problem.ys)]
+
+        def body(m, adjoints, gradients, d_ts, status):
+            ys, arriving = at(m, integral.ys), at(m, cotangents)
+            if problem.with_time:
+                d_ts += inner(arriving, dynamics(ts[m], ys)) * one_hot(m)
+            adjoints = [a + g for a, g in zip(adjoints, arriving)]
+            times = tf.stack([ts[m], ts[m - 1]])
+            steps = controller.num_steps(times)
+            known = steps is not None
+            part = integrate(
+                dataclasses.replace(
+                    problem,
+                    dynamics=augmented,
+                    ys=[*ys, *adjoints, *gradients],
+                    ts=times,
+                    tableau=tableau,
+                    controller=controller,
+                    max_steps=steps if known else problem.max_steps,
+                    known_length=known,
+                    first_step=None,
+                )
+            )
+            ends = [x[1] for x in part.ys]
+            status = tf.where(tf.equal(status, int(Status.SUCCESS)), part.status, status)
+            return m - 1, ends[size : 2 * size], ends[2 * size :], d_ts, status
+
+        def one_hot(m):
+            return tf.one_hot(m, problem.num_times, dtype=tf.float64)
+
+        _, adjoints, gradients, d_ts, status = tf.while_loop(
+            lambda m, *_: m > 0,
+            body,
+            (
+                tf.convert_to_tensor(problem.num_times - 1),
+                [tf.zeros_like(y) for y in problem.ys],
+                zeros,
+                tf.zeros([problem.num_times], tf.float64),
+                tf.constant(int(Status.SUCCESS)),
+            ),
+            parallel_iterations=1,
+            name="intervals",
+        )
+        if problem.with_time:
+            d_ts -= inner(adjoints, dynamics(ts[0], problem.ys)) * one_hot(0)
+        adjoints = [a + g for a, g in zip(adjoints, at(0, cotangents))]
+        gradients = [tf.cast(g, x.dtype) for g, x in zip(gradients, targets)]
+        found = [*adjoints, d_ts, *gradients]
+        found = [_once(x) for x in poison(found, status)]
+        count = size + 1 + len(dynamics.captured)
+        return InputGradients(
+            found[:size],
+            found[size] if problem.with_time else None,
+            found[size + 1 : count],
+            found[count:],
+        )
+
+    def backward_evaluations(self, problem, recording, integral):
+        tableau, controller = self._solver(problem)
+        if controller.adaptive:  # as many as the error control will ask for
+            return tf.constant(-1)
+        return integral.num_accepted * tf.constant(tableau.stages)
+
+
+class _Augmented:
+    """The dynamics of state, adjoint and accumulated gradients."""
+
+    def __init__(self, dynamics, size, variables):
+        self._dynamics, self._size, self._variables = dynamics, size, variables
+
+    def __call__(self, t, zs):
+        n = self._size
+        ys, adjoints, gradients = zs[:n], zs[n : 2 * n], zs[2 * n :]
+        dys, _, captured, variables, values = self._dynamics.vjp(
+            t, ys, adjoints, self._variables, with_values=True
+        )
+        found = [
+            tf.zeros_like(z) if g is None else -tf.cast(g, z.dtype)
+            for g, z in zip([*captured, *variables], gradients)
+        ]
+        return [*values, *(-d for d in dys), *found]
+
+
+def _augmented(controller, size, others):
+    """The controller with tolerances for the augmented state."""
+    config = controller.get_config()
+    for name in ("rtol", "atol"):
+        value = config[name]
+        if np.ndim(value) or tf.nest.is_nested(value):
+            leaves = [tolerance_of(value, i, size) for i in range(size)]
+            smallest = min(float(np.min(leaf)) for leaf in leaves)
+            config[name] = [*leaves, *leaves, *[smallest] * others]
+    return PIController(**config)
+
+
+def _accumulated(dtype):
+    return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
+
+
+@tf.custom_gradient
+def _once(x):
+    def refuse(*_):
+        raise LookupError("`ContinuousAdjoint` has no second derivatives; use `SymplecticAdjoint`.")
+
+    return tf.identity(x), refuse

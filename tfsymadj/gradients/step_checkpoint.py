@@ -1,0 +1,31 @@
+"""The adaptive checkpoint adjoint: back-propagation step by step."""
+
+import tensorflow as tf
+
+from tfsymadj.gradients.recomputing import Recomputing
+from tfsymadj.gradients.sweep import TapeSweep
+from tfsymadj.recording import Recording
+
+
+class StepCheckpoint(Recomputing):
+    """Keeps the state before every accepted step and back-propagates through one step at a time.
+
+    Exact, at the memory of N states and s uses of the network: a step is evaluated again with all
+    its stages under one tape (ACA: Zhuang et al., Adaptive Checkpoint Adjoint Method for Gradient
+    Estimation in Neural ODE, ICML 2020, arXiv:2006.02493). An adaptive solve needs the memory of
+    `max_steps` states.
+
+    Example:
+
+    >>> import tfsymadj
+    >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient="aca")
+    """
+
+    def recording(self, problem):
+        return Recording(stride=1, rows=problem.max_steps)
+
+    def backward(self, problem, recording, integral, variables, cotangents):
+        return TapeSweep(problem, recording, integral, variables, cotangents).run()
+
+    def backward_evaluations(self, problem, recording, integral):
+        return integral.num_accepted * tf.constant(problem.tableau.stages)

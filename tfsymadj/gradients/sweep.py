@@ -1,0 +1,220 @@
+"""The backward sweep over the recorded steps, last step first."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfsymadj import buffers
+from tfsymadj.gradients.recomputing import InputGradients
+from tfsymadj.runge_kutta import rk_step, rk_step_adjoint, rk_step_vjp
+
+
+class _Adjoint(NamedTuple):
+    """What the backward loops carry."""
+
+    adjoints: list
+    captured: list
+    variables: list
+    ts: list  # of one tensor, or empty
+
+
+class Sweep:
+    """The symplectic adjoint over the accepted steps of one solve, segment by segment.
+
+    Args:
+        problem: `integrate.Problem`.
+        recording: `Recording`.
+        integral: `integrate.Integral`.
+        variables: variables to differentiate for beside `problem.dynamics.captured`.
+        cotangents: list of tensors like `integral.ys`.
+    """
+
+    def __init__(self, problem, recording, integral, variables, cotangents):
+        self._problem = problem
+        self._dynamics = problem.dynamics
+        # The FSAL row and the error estimate are of no use to the derivative.
+        self._tableau = problem.tableau.without_error()
+        self._recording = recording
+        self._checkpoints = integral.checkpoints
+        self._accepted = integral.num_accepted
+        self._grid = integral.grid
+        self._variables = variables
+        self._cotangents = cotangents
+        self._only_end = problem.ts.shape[0] == 2
+
+    def run(self):
+        """`InputGradients`."""
+        problem, cotangents = self._problem, self._cotangents
+        state = _Adjoint(
+            adjoints=[g[-1] if self._only_end else tf.zeros_like(g[0]) for g in cotangents],
+            captured=[_accumulator(x) for x in self._dynamics.captured],
+            variables=[_accumulator(v) for v in self._variables],
+            ts=[tf.zeros([problem.num_times], tf.float64)] if problem.with_time else [],
+        )
+        if self._recording.stages:
+            state = self._adjoint_steps(0, self._accepted, self._kept_stage, state)
+        else:
+            state = self._segments(state)
+        return InputGradients(
+            [a + g[0] for a, g in zip(state.adjoints, cotangents)],
+            state.ts[0] if problem.with_time else None,
+            [tf.cast(g, x.dtype) for g, x in zip(state.captured, self._dynamics.captured)],
+            [tf.cast(g, v.dtype) for g, v in zip(state.variables, self._variables)],
+        )
+
+    def _segments(self, state):
+        """From the last segment to the first: recompute the stages, then the adjoint."""
+        recording, accepted = self._recording, self._accepted
+        stride, s, like = recording.stride, self._tableau.stages, self._problem.ys
+        single = isinstance(stride, int) and stride == 1  # segments of one step
+        # One set of rows for all segments: what an earlier segment left is overwritten.
+        rows = [] if single else [buffers.reserve_rows((stride - 1) * s, y) for y in like]
+        count = -(-accepted // stride)
+
+        def advance(begin, end, ys):
+            return self._advance(begin * stride, end * stride, ys)
+
+        def body(q, held, rows, state):
+            begin = q * stride
+            last = tf.minimum(begin + stride, accepted) - 1
+            ys, held = recording.restore(q, held, self._checkpoints, like, advance)
+            if not single:
+                ys, rows = self._recompute(begin, last, ys, rows)
+            # The last step's stages are used at once, and the state after it is not needed, so
+            # that its last evaluation is not made.
+            state = self._adjoint_from_state(last, ys, state)
+            if not single:
+
+                def stage(n, i):
+                    return [buffers.get_row(r, (n - begin) * s + i, y) for r, y in zip(rows, like)]
+
+                state = self._adjoint_steps(begin, last, stage, state)
+            return q - 1, held, rows, state
+
+        _, _, _, state = tf.while_loop(
+            lambda q, held, rows, state: q >= 0,
+            body,
+            (count - 1, recording.held(self._checkpoints, count), rows, state),
+            parallel_iterations=1,
+            maximum_iterations=_segment_bound(self._problem, recording),
+            name="segments",
+        )
+        return state
+
+    def _step(self, n, ys):
+        return rk_step(self._dynamics, self._tableau, self._grid.t[n], self._grid.h[n], ys)
+
+    def _advance(self, begin, end, ys):
+        """The state before the step `end`, from the one before the step `begin`."""
+        _, ys = tf.while_loop(
+            lambda n, ys: n < end,
+            lambda n, ys: (n + 1, self._step(n, ys).ys),
+            (begin, ys),
+            parallel_iterations=1,
+            maximum_iterations=_static(self._problem.max_steps),
+            name="advance",
+        )
+        return ys
+
+    def _recompute(self, begin, end, ys, rows):
+        """The state before the step `end`; `rows` get the stage values of the steps before it."""
+        s = self._tableau.stages
+        needed = [i for i in range(s) if self._tableau.active_stages[i]]
+
+        def body(n, ys, rows):
+            step = self._step(n, ys)
+            for i in needed:
+                row = (n - begin) * s + i
+                rows = [buffers.set_row(r, row, y) for r, y in zip(rows, step.stages[i])]
+            return n + 1, step.ys, rows
+
+        _, ys, rows = tf.while_loop(
+            lambda n, ys, rows: n < end,
+            body,
+            (begin, ys, rows),
+            parallel_iterations=1,
+            maximum_iterations=_static(self._recording.stride),
+            name="recompute",
+        )
+        return ys, rows
+
+    def _adjoint_steps(self, begin, end, stage, state):
+        """The adjoint over the steps from `begin` to before `end`, last first."""
+
+        def body(n, state):
+            return n - 1, self._adjoint_step(n, lambda i: stage(n, i), state)
+
+        _, state = tf.while_loop(
+            lambda n, state: n >= begin,
+            body,
+            (end - 1, state),
+            parallel_iterations=1,
+            maximum_iterations=_static(self._recording.stride),
+            name="adjoint",
+        )
+        return state
+
+    def _adjoint_from_state(self, n, ys, state):
+        """The adjoint over the step n, from the state before it."""
+        return self._adjoint_step(n, self._step(n, ys).stages.__getitem__, state)
+
+    def _adjoint_step(self, n, stage, state):
+        """The adjoint over the step n, from its stage values."""
+        return self._differentiate(n, rk_step_adjoint, stage, state)
+
+    def _differentiate(self, n, rule, start, state):
+        """The step n by `rk_step_adjoint` from its stages, or by `rk_step_vjp` from the state."""
+        grid, problem = self._grid, self._problem
+        m = tf.cast(grid.interval[n], tf.int32)
+        adjoints = state.adjoints
+        if not self._only_end:
+            # The solution that this step ends at is an output.
+            ends = tf.not_equal(grid.hits_end[n], 0)
+            adjoints = [
+                a + tf.where(ends, g[m + 1], tf.zeros([], g.dtype))
+                for a, g in zip(adjoints, self._cotangents)
+            ]
+        step = rule(
+            self._dynamics, self._tableau, grid.t[n], grid.h[n], start, adjoints,
+            state.captured, state.variables, self._variables, problem.with_time,
+        )  # fmt: skip
+        ts = state.ts
+        if problem.with_time:
+            # t_n and h as functions of the interval's ends: see `controllers.Proposal`.
+            a, b = grid.time_fraction[n], grid.step_fraction[n]
+            to_start = (1.0 - a) * step.start - b * step.step
+            to_end = a * step.start + b * step.step
+            count = problem.num_times
+            ts = [
+                ts[0]
+                + to_start * tf.one_hot(m, count, dtype=tf.float64)
+                + to_end * tf.one_hot(m + 1, count, dtype=tf.float64)
+            ]
+        return _Adjoint(step.adjoints, step.captured, step.variables, ts)
+
+    def _kept_stage(self, n, i):
+        row = n * self._tableau.stages + i
+        like = self._problem.ys
+        return [tf.ensure_shape(c[row], y.shape) for c, y in zip(self._checkpoints, like)]
+
+
+def _accumulator(x):
+    """Zeros in which gradients of `x` are summed: never in half precision."""
+    dtype = tf.float32 if x.dtype in (tf.float16, tf.bfloat16) else x.dtype
+    return tf.zeros(x.shape if x.shape.is_fully_defined() else tf.shape(x), dtype)
+
+
+def _static(n):
+    return n if isinstance(n, int) else None
+
+
+def _segment_bound(problem, recording):
+    n, stride = problem.max_steps, recording.stride
+    return -(-n // stride) if isinstance(n, int) and isinstance(stride, int) else None
+
+
+class TapeSweep(Sweep):
+    """Back-propagation through one step at a time: all stages under one tape."""
+
+    def _adjoint_from_state(self, n, ys, state):
+        return self._differentiate(n, rk_step_vjp, ys, state)
