@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfsymadj import buffers
 from tfsymadj.controllers import Controller
 from tfsymadj.dynamics import ClosedDynamics
-from tfsymadj.runge_kutta import rk_step
+from tfsymadj.runge_kutta import add, rk_step
 from tfsymadj.solution import Status
 from tfsymadj.tableaus import ButcherTableau
 
@@ -100,6 +100,7 @@ class _Carry(NamedTuple):
     interval: tf.Tensor
     t: tf.Tensor
     ys: list
+    errors: list  # of `ys`, by rounding: see `runge_kutta.add`
     first: list  # the dynamics at (t, ys), with a FSAL method
     control: Any
     status: tf.Tensor
@@ -166,6 +167,7 @@ def integrate(problem, recording=None):
         interval=tf.zeros([], tf.int32),
         t=ts[0],
         ys=list(ys0),
+        errors=[tf.zeros_like(y) for y in ys0],
         first=first,
         control=controller.initial_state(first_step),
         status=status,
@@ -201,9 +203,10 @@ def integrate(problem, recording=None):
             checkpoints = keep(checkpoints, c.pending, c.moved, c.accepted, c.ys)
 
         step = rk_step(dynamics, tableau, c.t, proposal.step, c.ys, c.first or None)
-        finite = _finite(step.ys)
+        ends, errors = add(c.ys, c.errors, step.increments)
+        finite = _finite(ends)
         if adaptive:
-            norm = tf.stop_gradient(controller.error_norm(step.errors, c.ys, step.ys))
+            norm = tf.stop_gradient(controller.error_norm(step.errors, c.ys, ends))
             finite = tf.logical_and(finite, tf.math.is_finite(norm))
             norm = tf.where(finite, norm, tf.constant(float("inf"), tf.float64))
             accepted, control = controller.adapt(c.control, proposal, norm)
@@ -222,7 +225,8 @@ def integrate(problem, recording=None):
             )
             status = _first_failure(c.status, finite, reason)
 
-        ys = _select(accepted, step.ys, c.ys) if adaptive else step.ys
+        if adaptive:
+            ends, errors = _select(accepted, ends, c.ys), _select(accepted, errors, c.errors)
         end = tf.where(accepted, proposal.end, c.t)
         interval = c.interval + tf.cast(tf.logical_and(accepted, proposal.hits_end), tf.int32)
         well = tf.equal(status, int(Status.SUCCESS))
@@ -240,7 +244,8 @@ def integrate(problem, recording=None):
                 accepted=c.accepted + tf.cast(accepted, tf.int32),
                 interval=interval,
                 t=end,
-                ys=ys,
+                ys=ends,
+                errors=errors,
                 first=_select(accepted, step.last, c.first) if c.first else [],
                 control=control,
                 status=status,
@@ -248,7 +253,7 @@ def integrate(problem, recording=None):
                 time=tf.where(well, end, c.time),
                 moved=accepted,
                 # Overwritten by the later steps of the same interval.
-                outputs=[buffers.set_row(o, c.interval + 1, y) for o, y in zip(c.outputs, ys)],
+                outputs=[buffers.set_row(o, c.interval + 1, y) for o, y in zip(c.outputs, ends)],
                 grid=grid,
                 checkpoints=checkpoints,
                 pending=step.stages[:s] if c.pending else [],

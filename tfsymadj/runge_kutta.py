@@ -67,9 +67,9 @@ class StepGradients(NamedTuple):
     """What one step adds to the gradients.
 
     Attributes:
-        adjoints: lambda_n, list of tensors.
-        captured: accumulated gradients of the captured inputs.
-        variables: accumulated gradients of the variables.
+        adjoints: lambda_n - lambda_{n+1}, list of tensors.
+        captured: for the captured inputs of the dynamics; None where there is nothing to add.
+        variables: for the variables, likewise.
         start: dL/dt_n at fixed h, float64 scalar, or None.
         step: dL/dh, float64 scalar, or None.
     """
@@ -81,9 +81,7 @@ class StepGradients(NamedTuple):
     step: tf.Tensor | None
 
 
-def rk_step_adjoint(
-    dynamics, tableau, t, h, stage, adjoints, captured, variables, sources=(), with_time=False
-):
+def rk_step_adjoint(dynamics, tableau, t, h, stage, adjoints, variables=(), with_time=False):
     """The symplectic partner of `rk_step`, from lambda_{n+1} to lambda_n.
 
     In the variables w_i = b_i Lambda_i of Matsubara, Miyatake and Yaguchi (arXiv:2102.09750) no
@@ -101,9 +99,7 @@ def rk_step_adjoint(
         h: float64 scalar.
         stage: callable from i to the stage value Y_i, a list of tensors.
         adjoints: lambda_{n+1}, list of tensors.
-        captured: accumulators like `dynamics.captured`.
-        variables: accumulators like `sources`.
-        sources: variables to differentiate for.
+        variables: variables to differentiate for beside `dynamics.captured`.
         with_time: whether the gradients for `t` and `h` are wanted.
 
     Returns:
@@ -111,6 +107,7 @@ def rk_step_adjoint(
     """
     active = tableau.active_stages
     products = {}  # stage -> -l_i
+    sums = [None] * (len(dynamics.captured) + len(variables))
     start = step = tf.zeros([], tf.float64)
     latest = None
     for i in reversed(range(tableau.num_rows)):
@@ -122,27 +119,27 @@ def rk_step_adjoint(
         weights = _combine(row, [products[j] for j in later], adjoints, start=weights)
         # One stage's activations at a time: not even the evaluation starts before the
         # stage after this one is through.
-        ys = stage(i) if latest is None else _after(latest, stage(i))
+        ys = stage(i) if latest is None else after(latest, stage(i))
         products[i], dt, dcaptured, dvariables, values = dynamics.vjp(
-            t + tableau.c[i] * h, ys, weights, sources, with_values=with_time
+            t + tableau.c[i] * h, ys, weights, variables, with_values=with_time
         )
         latest = products[i]
-        captured = _subtract(captured, dcaptured)
-        variables = _subtract(variables, dvariables)
+        sums = [_subtract(h, a, g) for a, g in zip(sums, [*dcaptured, *dvariables])]
+        latest = [*latest, *(x for x in sums if x is not None)]
         if with_time:
             dt = tf.zeros([], tf.float64) if dt is None else dt
             start = start - dt
             step = step - (tableau.c[i] * dt + inner(weights, values) / h)
-    for product in products.values():
-        adjoints = [a - p for a, p in zip(adjoints, product)]
-    if not with_time:
-        start = step = None
-    return StepGradients(adjoints, captured, variables, start, step)
+    return StepGradients(
+        _minus_sum(list(products.values())),
+        sums[: len(dynamics.captured)],
+        sums[len(dynamics.captured) :],
+        start if with_time else None,
+        step if with_time else None,
+    )
 
 
-def rk_step_vjp(
-    dynamics, tableau, t, h, ys, adjoints, captured, variables, sources=(), with_time=False
-):
+def rk_step_vjp(dynamics, tableau, t, h, ys, adjoints, variables=(), with_time=False):
     """`rk_step_adjoint` by back-propagation: all stages of a step under one tape.
 
     Args:
@@ -151,26 +148,40 @@ def rk_step_vjp(
     The other arguments and what is returned are those of `rk_step_adjoint`.
     """
     n, m = len(ys), len(ys) + len(dynamics.captured)
-    inputs = [*ys, *dynamics.captured, *sources, *([t, h] if with_time else [])]
+    inputs = [*ys, *dynamics.captured, *variables, *([t, h] if with_time else [])]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(inputs)
-        ends = rk_step(dynamics, tableau, t, h, ys).ys
-    # Of negative sign, as there, so that all sums are subtractions.
-    cotangents = [-a for a in adjoints]
-    gradients = tape.gradient(ends, inputs, output_gradients=cotangents)
+        increments = rk_step(dynamics, tableau, t, h, ys).increments
+    gradients = tape.gradient(increments, inputs, output_gradients=adjoints)
     gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
     start = step = None
     if with_time:
-        *gradients, dt, dh = gradients
-        start = tf.zeros([], tf.float64) if dt is None else -dt
-        step = -dh
-    return StepGradients(
-        [tf.ensure_shape(-g, y.shape) for g, y in zip(gradients[:n], ys)],
-        _subtract(captured, gradients[n:m]),
-        _subtract(variables, gradients[m:]),
-        start,
-        step,
-    )
+        *gradients, start, step = gradients
+        start = tf.zeros([], tf.float64) if start is None else start
+    return StepGradients(gradients[:n], gradients[n:m], gradients[m:], start, step)
+
+
+def add(totals, errors, terms):
+    """Compensated summation (Kahan): adds terms to running totals without losing their low parts.
+
+    Args:
+        totals: list of tensors.
+        errors: what rounding has added to them too much so far, zeros at first; constants for the
+            derivative.
+        terms: list of tensors or None, of any dtypes.
+
+    Returns:
+        `(totals, errors)`.
+    """
+    results = []
+    for total, error, term in zip(totals, errors, terms):
+        if term is not None:
+            missing = tf.cast(term, total.dtype) - error
+            new = tf.ensure_shape(total + missing, total.shape)
+            error = tf.stop_gradient(tf.ensure_shape((new - total) - missing, total.shape))
+            total = new
+        results.append((total, error))
+    return [total for total, _ in results], [error for _, error in results]
 
 
 def _coefficients(h, row, ys):
@@ -214,8 +225,33 @@ def _add(ys, increments):
     return [y + d for y, d in zip(ys, increments)]
 
 
-def _subtract(accumulators, gradients):
-    return [a if g is None else a - tf.cast(g, a.dtype) for a, g in zip(accumulators, gradients)]
+def _minus_sum(rows):
+    """Minus the sum of lists of tensors, entry by entry; None stands for zero."""
+    totals = []
+    for terms in zip(*rows):
+        first, *others = [x for x in terms if x is not None] or [None]
+        total = None if first is None else -_accumulable(first)
+        for x in others:
+            total = total - _accumulable(x)
+        totals.append(total)
+    return totals
+
+
+def _subtract(h, total, x):
+    """`total - x`, at once: not when other terms are there as well."""
+    if x is None:
+        return total
+    x = _accumulable(x)
+    if total is None:
+        return -x
+    # XLA would put off all subtractions from one total and do them in one go, with the gradients of
+    # all stages in memory; it does not look into a branch. h is never zero.
+    return tf.cond(tf.not_equal(h, 0.0), lambda: total - x, lambda: total)
+
+
+def _accumulable(x):
+    """Sums are never in half precision."""
+    return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
 
 
 def inner(xs, ys):
@@ -226,7 +262,7 @@ def inner(xs, ys):
     return total
 
 
-def _after(earlier, ys):
+def after(earlier, ys):
     """`ys`, in such a way that nothing computed from them can start before `earlier` is there.
 
     Graph mode obeys control dependencies. XLA drops them, so there the values themselves have to
@@ -235,4 +271,4 @@ def _after(earlier, ys):
     """
     zeros = [0.0 * tf.math.real(tf.reduce_sum(tf.reshape(e, [-1])[:1])) for e in earlier]
     with tf.control_dependencies(earlier):
-        return [y + tf.cast(zero, y.dtype) for zero, y in zip(zeros, ys)]
+        return [y + tf.cast(sum(zeros), y.dtype) for y in ys]

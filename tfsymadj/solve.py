@@ -63,7 +63,8 @@ def solve(
         first_step: size of an adaptive solve's first step; None chooses it.
         min_step: smallest step of an adaptive solve; None: as long as t + h differs from t.
         max_steps: bound of the steps that an adaptive solve may try, over all of `t`.
-        gradient: `"symplectic_adjoint"`, `"backprop"`, or an object such as
+        gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
+            `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
         autonomous: whether the dynamics are called as `dynamics(y, *args)`; None: False, but for
             Keras layers whose `call` has one positional argument and functional models of one

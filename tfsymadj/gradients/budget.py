@@ -47,7 +47,7 @@ def budget_recording(problem, budget):
         segments, slots = -(-n // stride), budget - stride * s
         if segments <= slots:
             return Recording(stride=stride, rows=segments)
-        cost = stride * (num_advances(segments, slots) - segments)
+        cost = stride * num_advanced_again(segments, slots)
         if best is None or cost < best[0]:
             best = cost, stride, segments, slots
     _, stride, segments, slots = best
@@ -55,7 +55,7 @@ def budget_recording(problem, budget):
         with tf.init_scope():
             positions = _positions(tf.constant(segments), slots).numpy()
         rows = np.full([segments], slots, np.int32)
-        rows[positions] = np.arange(slots)
+        rows[positions[positions < segments]] = np.arange(slots)[positions < segments]
     else:
         rows = online_rows(segments, slots)
     return _Budget(stride, slots, kept=rows)
@@ -74,6 +74,15 @@ def num_advances(length, slots):
         r += 1
         reach = reach * (slots + r) // r
     return r * length - math.comb(slots + r, slots + 1)
+
+
+def num_advanced_again(length, slots):
+    """The fewest advances after a forward pass that keeps `slots` states and runs to the end.
+
+    Unlike the sweep that `num_advances` begins with, it does not stop before the last segment: as
+    if there was one segment more.
+    """
+    return num_advances(length + 1, slots) - length
 
 
 @functools.lru_cache(maxsize=16)
@@ -97,14 +106,17 @@ def _split(length, slots, table):
 
 
 def _positions(segments, slots):
-    """The segments whose first states are kept if their number is known, int32 `[slots]`."""
+    """The segments whose first states are kept if their number is known, int32 `[slots]`.
+
+    Not less than `segments` where nothing is left to keep.
+    """
     length = tf.get_static_value(segments)
-    table = tf.constant(_binomials(slots, _LARGE if length is None else int(length)))
+    table = tf.constant(_binomials(slots, _LARGE if length is None else int(length) + 1))
     positions = [tf.zeros([], tf.int32)]
     for used in range(1, slots):
-        left = segments - positions[-1]
-        part = tf.where(left > 1, _split(tf.maximum(left, 2), slots + 1 - used, table), _LARGE)
-        positions.append(tf.minimum(positions[-1], _LARGE - part) + part)
+        left = segments + 1 - positions[-1]  # see `num_advanced_again`
+        part = _split(tf.maximum(left, 2), tf.constant(slots + 1 - used), table)
+        positions.append(tf.where(left > 1, positions[-1] + part, segments))
     return tf.stack(positions)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -60,6 +61,13 @@ class ContinuousAdjoint(Recomputing):
 
     def get_config(self):
         return {"rtol": self.rtol, "atol": self.atol, "method": self.method}
+
+    @classmethod
+    def from_config(cls, config):
+        method = config.get("method")
+        if isinstance(method, dict):
+            config = {**config, "method": keras.saving.deserialize_keras_object(method)}
+        return cls(**config)
 
     def _solver(self, problem, others=0):
         """`(tableau, controller)` of the backward solve."""
@@ -191,6 +199,8 @@ def _accumulated(dtype):
 @tf.custom_gradient
 def _once(x):
     def refuse(*_):
-        raise LookupError("`ContinuousAdjoint` has no second derivatives; use `SymplecticAdjoint`.")
+        raise RuntimeError(
+            "`ContinuousAdjoint` has no second derivatives; use `SymplecticAdjoint`."
+        )
 
     return tf.identity(x), refuse

@@ -1,9 +1,12 @@
 """The baseline of the checkpointing schemes: only the initial state is kept."""
 
+import dataclasses
+
 import tensorflow as tf
 
 from tfsymadj.gradients.recomputing import InputGradients, Recomputing
 from tfsymadj.integrate import integrate
+from tfsymadj.runge_kutta import after
 
 
 class SolveCheckpoint(Recomputing):
@@ -22,6 +25,8 @@ class SolveCheckpoint(Recomputing):
     def backward(self, problem, recording, integral, variables, cotangents):
         captured = problem.dynamics.captured
         times = [problem.ts] if problem.with_time else []
+        # Not before the cotangents are there, or all solves of a model would be repeated at once.
+        problem = dataclasses.replace(problem, ys=after(cotangents, problem.ys))
         sources = [*problem.ys, *captured, *variables, *times]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)

@@ -6,15 +6,14 @@ import tensorflow as tf
 
 from tfsymadj import buffers
 from tfsymadj.gradients.recomputing import InputGradients
-from tfsymadj.runge_kutta import rk_step, rk_step_adjoint, rk_step_vjp
+from tfsymadj.runge_kutta import add, rk_step, rk_step_adjoint, rk_step_vjp
 
 
 class _Adjoint(NamedTuple):
     """What the backward loops carry."""
 
-    adjoints: list
-    captured: list
-    variables: list
+    totals: list  # lambda, the gradients of the captured inputs, those of the variables
+    errors: list  # of `totals`: see `runge_kutta.add`
     ts: list  # of one tensor, or empty
 
 
@@ -45,21 +44,24 @@ class Sweep:
     def run(self):
         """`InputGradients`."""
         problem, cotangents = self._problem, self._cotangents
+        targets = [*self._dynamics.captured, *self._variables]
+        last = [g[-1] if self._only_end else tf.zeros_like(g[0]) for g in cotangents]
         state = _Adjoint(
-            adjoints=[g[-1] if self._only_end else tf.zeros_like(g[0]) for g in cotangents],
-            captured=[_accumulator(x) for x in self._dynamics.captured],
-            variables=[_accumulator(v) for v in self._variables],
+            totals=[*last, *(_accumulator(x) for x in targets)],
+            errors=[*(tf.zeros_like(x) for x in last), *(_accumulator(x) for x in targets)],
             ts=[tf.zeros([problem.num_times], tf.float64)] if problem.with_time else [],
         )
         if self._recording.stages:
             state = self._adjoint_steps(0, self._accepted, self._kept_stage, state)
         else:
             state = self._segments(state)
+        n, m = len(cotangents), len(cotangents) + len(self._dynamics.captured)
+        gradients = [tf.cast(g, x.dtype) for g, x in zip(state.totals[n:], targets)]
         return InputGradients(
-            [a + g[0] for a, g in zip(state.adjoints, cotangents)],
+            [a + g[0] for a, g in zip(state.totals, cotangents)],
             state.ts[0] if problem.with_time else None,
-            [tf.cast(g, x.dtype) for g, x in zip(state.captured, self._dynamics.captured)],
-            [tf.cast(g, v.dtype) for g, v in zip(state.variables, self._variables)],
+            gradients[: m - n],
+            gradients[m - n :],
         )
 
     def _segments(self, state):
@@ -166,7 +168,8 @@ class Sweep:
         """The step n by `rk_step_adjoint` from its stages, or by `rk_step_vjp` from the state."""
         grid, problem = self._grid, self._problem
         m = tf.cast(grid.interval[n], tf.int32)
-        adjoints = state.adjoints
+        size = len(self._cotangents)
+        adjoints = state.totals[:size]
         if not self._only_end:
             # The solution that this step ends at is an output.
             ends = tf.not_equal(grid.hits_end[n], 0)
@@ -176,8 +179,13 @@ class Sweep:
             ]
         step = rule(
             self._dynamics, self._tableau, grid.t[n], grid.h[n], start, adjoints,
-            state.captured, state.variables, self._variables, problem.with_time,
+            self._variables, problem.with_time,
         )  # fmt: skip
+        totals, errors = add(
+            [*adjoints, *state.totals[size:]],
+            state.errors,
+            [*step.adjoints, *step.captured, *step.variables],
+        )
         ts = state.ts
         if problem.with_time:
             # t_n and h as functions of the interval's ends: see `controllers.Proposal`.
@@ -190,7 +198,7 @@ class Sweep:
                 + to_start * tf.one_hot(m, count, dtype=tf.float64)
                 + to_end * tf.one_hot(m + 1, count, dtype=tf.float64)
             ]
-        return _Adjoint(step.adjoints, step.captured, step.variables, ts)
+        return _Adjoint(totals, errors, ts)
 
     def _kept_stage(self, n, i):
         row = n * self._tableau.stages + i

@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from tfsymadj import calling
 from tfsymadj.controllers import ConstantSteps, PIController
-from tfsymadj.gradients import Backprop, SymplecticAdjoint
+from tfsymadj.gradients import GRADIENTS
 from tfsymadj.solve import check_options, solve
 from tfsymadj.tableaus import ButcherTableau
 
-for _class in (Backprop, ButcherTableau, ConstantSteps, PIController, SymplecticAdjoint):
+for _class in (ButcherTableau, ConstantSteps, PIController, *GRADIENTS.values()):
     keras.saving.register_keras_serializable(package="tfsymadj")(_class)
 
 
@@ -36,7 +36,7 @@ class ODELayer(keras.Layer):
         first_step: size of the first adaptive step.
         min_step: smallest adaptive step.
         max_steps: bound of adaptive steps.
-        gradient: how the layer is differentiated.
+        gradient: how the layer is differentiated, a name or an object; see `solve`.
         autonomous: whether the dynamics are called without the time; None: see `dynamics`.
         on_failure: `"raise"` or `"status"`.
         **kwargs: `name`, `dtype` and the like of `keras.Layer`.
