@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := .peers
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint format benchmarks clean
+.PHONY: help venv demo test test-slow lint format benchmarks benchmark-peers clean
 
 help:  ## List the targets.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 
 # The stamp tells whether what is installed is older than what is asked for.
 $(VENV)/.stamp: setup.cfg pyproject.toml
@@ -35,9 +36,20 @@ format: venv  ## Format the code, and mend what can be mended automatically.
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-benchmarks: venv  ## Measure time and memory of the gradients.
+benchmarks: venv  ## Measure time, memory and exactness of the gradients.
 	$(BIN)/python benchmarks/gradient_cost.py --eager --plot
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python benchmarks/orders.py
+
+$(PEERS)/%/.stamp: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv $(PEERS)/$*
+	$(PEERS)/$*/bin/python -m pip install -r $<
+	touch $@
+
+benchmark-peers: venv $(PEERS)/jax/.stamp $(PEERS)/torch/.stamp  ## Compare with diffrax, torchdiffeq and TFP.
+	$(BIN)/python benchmarks/compare_peers.py
 
 clean:  ## Remove the environment, caches and outputs.
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

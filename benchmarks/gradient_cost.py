@@ -7,23 +7,16 @@ The dynamics are a tanh network 65-256-256-64 with the time as an extra input. S
 """
 
 import argparse
-import datetime
 import json
-import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
-import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
+import common
 import tensorflow as tf
 
 import tfsymadj
 
-tf.get_logger().setLevel("ERROR")
 METHODS = {
     "backprop": tfsymadj.Backprop(),
     "symplectic, auto": tfsymadj.SymplecticAdjoint("auto"),
@@ -31,48 +24,14 @@ METHODS = {
     "symplectic, stages": tfsymadj.SymplecticAdjoint("stages"),
 }
 COLUMNS = "{:<7}{:<20}{:>10}{:>10}{:>8}{:>10}{:>9}{:>10}"
-DEVICE = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
-
-
-class Network(tf.Module):
-    """dy/dt = W3 tanh(W2 tanh(W1 [y, t])), weights uniform in +-3 / sqrt(fan-in)."""
-
-    def __init__(self, size=64, width=256, seed=0):
-        super().__init__()
-        sizes = [size + 1, width, width, size]
-        self.kernels, self.biases = [], []
-        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
-            bound = 3.0 / fan_in**0.5
-            kernel = tf.random.stateless_uniform([fan_in, fan_out], [seed, i], -bound, bound)
-            self.kernels.append(tf.Variable(kernel))
-            self.biases.append(tf.Variable(tf.zeros([fan_out])))
-
-    def __call__(self, t, y):
-        x = tf.concat([y, t * tf.ones_like(y[:, :1])], axis=1)
-        for kernel, bias in zip(self.kernels[:-1], self.biases[:-1]):
-            x = tf.tanh(x @ kernel + bias)
-        return x @ self.kernels[-1] + self.biases[-1]
-
-
-def gradient_function(network, gradient, options, mode):
-    """`y0 -> (gradients, stats)`: one solve and the gradient for y0 and all weights."""
-
-    def run(y0):
-        with tf.GradientTape() as tape:
-            tape.watch(y0)
-            solution = tfsymadj.solve(network, y0, (0.0, 1.0), gradient=gradient, **options)
-            loss = tf.reduce_mean(solution.y[-1] ** 2)
-        return tape.gradient(loss, [y0, *network.trainable_variables]), solution.stats
-
-    return run if mode == "eager" else tf.function(run, jit_compile=mode == "XLA")
 
 
 def functions_and_input(mode, arguments):
     """The gradient function of each method, and what they are called with."""
-    network = Network()
+    networks = [common.Network()]
     options = dict(method=arguments.method, num_steps=arguments.steps)
     functions = {
-        name: gradient_function(network, gradient, options, mode)
+        name: common.gradient_function(networks, gradient, options, mode)
         for name, gradient in METHODS.items()
     }
     return functions, tf.random.stateless_normal([arguments.batch, 64], [1, 1])
@@ -84,38 +43,23 @@ def measure_time(mode, arguments):
     times, stats = {name: [] for name in functions}, {}
     for i in range(1 + arguments.rounds):
         for name, function in functions.items():
-            start = time.perf_counter()
-            gradients, stats[name] = function(y0)
-            for gradient in gradients:
-                gradient.numpy()  # waits for the device
+            seconds, stats[name] = common.call(function, y0)
             if i > 0:  # the first call traces and compiles
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds)
     return times, stats
 
 
 def measure_peaks(mode, arguments):
     """Peak bytes of each method's first call, above what was held before."""
     functions, y0 = functions_and_input(mode, arguments)
-    peaks = {}
-    for name, function in functions.items():
-        before = tf.config.experimental.get_memory_info(DEVICE)["current"]
-        tf.config.experimental.reset_memory_stats(DEVICE)
-        gradients, _ = function(y0)
-        for gradient in gradients:
-            gradient.numpy()
-        del gradient, gradients
-        peaks[name] = tf.config.experimental.get_memory_info(DEVICE)["peak"] - before
-    return peaks
+    return {name: common.peak_of_first_call(function, y0) for name, function in functions.items()}
 
 
 def measure(mode, arguments):
     """Rows of a table for one mode."""
     # TensorFlow's usual CPU allocator does not count tensors below 256 KiB, and the one that does
     # has another speed: memory is measured in a process of its own.
-    command = [sys.executable, __file__, *sys.argv[1:], "--peaks", mode]
-    environment = {**os.environ, "TF_CPU_ALLOCATOR_USE_BFC": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    peaks = json.loads(result.stdout.splitlines()[-1])
+    peaks = common.in_child(__file__, *sys.argv[1:], "--peaks", mode)
     times, stats = measure_time(mode, arguments)
     reference = statistics.median(times["backprop"])
     return [
@@ -133,27 +77,9 @@ def measure(mode, arguments):
     ]
 
 
-def machine():
-    """What the numbers depend on, in one line."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    parts = [f"{cpu}, {os.cpu_count()} cores"]
-    for gpu in tf.config.list_physical_devices("GPU")[:1]:
-        parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))
-    parts += [f"TensorFlow {tf.__version__}", f"{datetime.date.today():%Y-%m-%d}"]
-    return ", ".join(parts)
-
-
 def plot(rows, title, path):
     """Time beside peak memory, one pair of panels, a row per mode and method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = common.pyplot()
     colors = dict(zip(METHODS, ["#555555", "#0072B2", "#009E73", "#D55E00"]))
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     # From the top down, a gap of one row between two modes.
@@ -200,7 +126,7 @@ def main():
         f"{arguments.method}, N = {arguments.steps} steps, batch {arguments.batch}, "
         "network 65-256-256-64, float32"
     )
-    print(machine(), title, sep="\n", end="\n\n", flush=True)
+    print(common.machine(), title, sep="\n", end="\n\n", flush=True)
     header = ["mode", "gradient", "median s", "min s", "ratio", "peak MiB", "forward", "backward"]
     print(COLUMNS.format(*header))
     rows = []
@@ -212,7 +138,7 @@ def main():
             line = COLUMNS.format(mode, row["name"], *numbers, row["forward"], row["backward"])
             print(line, flush=True)
     if arguments.plot:
-        plot(rows, f"{title}\n{machine()}", arguments.figure)
+        plot(rows, f"{title}\n{common.machine()}", arguments.figure)
         print(f"\nfigure: {arguments.figure}")
 
 
