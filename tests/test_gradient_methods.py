@@ -315,3 +315,30 @@ def test_memory_of_stacked_components(name, mode):
     checkpoints = 14 if name == "symplectic_adjoint" else 2
     weights = 4 * (64 * 256 * 2 + 320)
     assert four - one < 3 * (2 * checkpoints * STATE_SIZE + 3 * weights) + MIB
+
+
+# Several dtypes
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("gradient", [SymplecticAdjoint(), *EXACT], ids=repr)
+def test_parts_of_several_dtypes(gradient, mode):
+    weight = tf.Variable(0.5)
+    y0 = {"narrow": tf.constant([1.0, 2.0]), "wide": tf.constant([0.5], tf.float64)}
+    gain = tf.constant(0.7, tf.float64)
+
+    def dynamics(t, y, gain):
+        narrow = tf.tanh(weight * y["narrow"]) * tf.cast(gain * y["wide"][0], tf.float32)
+        return {"narrow": narrow, "wide": gain * y["wide"] * tf.cast(weight, tf.float64)}
+
+    def compute(gradient):
+        sources = [y0["narrow"], y0["wide"], gain, weight]
+        with tf.GradientTape() as tape:
+            tape.watch(sources[:3])
+            y = tfsymadj.odeint(dynamics, y0, [0.0, 1.0], args=(gain,), gradient=gradient, **FIXED)
+            value = loss(y)
+        return tape.gradient(value, sources)
+
+    for a, b in zip(run(lambda: compute(gradient), mode), compute(Backprop())):
+        # Single precision: 2^-24 for each of a step's twenty operations or so.
+        assert relative_error(a, b) < 20 * FIXED["num_steps"] * 2.0**-24

@@ -270,5 +270,8 @@ def after(earlier, ys):
     where `earlier` is not finite, as the gradient is then in any case.
     """
     zeros = [0.0 * tf.math.real(tf.reduce_sum(tf.reshape(e, [-1])[:1])) for e in earlier]
+    zero = tf.zeros([], tf.float32)
+    for x in zeros:
+        zero = zero - tf.cast(x, tf.float32)
     with tf.control_dependencies(earlier):
-        return [y + tf.cast(sum(zeros), y.dtype) for y in ys]
+        return [y + tf.cast(zero, y.dtype) for y in ys]

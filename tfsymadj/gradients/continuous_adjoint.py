@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsymadj.controllers import PIController, tolerance_of
-from tfsymadj.gradients.recomputing import InputGradients, Recomputing
+from tfsymadj.gradients.recomputing import InputGradients, Recomputing, accumulator
 from tfsymadj.integrate import integrate, poison
 from tfsymadj.runge_kutta import inner
 from tfsymadj.solution import Status
@@ -93,8 +93,6 @@ class ContinuousAdjoint(Recomputing):
         size, targets = len(problem.ys), [*dynamics.captured, *variables]
         tableau, controller = self._solver(problem, len(targets))
         augmented = _Augmented(dynamics, size, variables)
-        zeros = [tf.zeros(tf.shape(x), _accumulated(x.dtype)) for x in targets]
-        zeros = [tf.ensure_shape(z, x.shape) for z, x in zip(zeros, targets)]
 
         def at(m, xs):
             return [tf.ensure_shape(x[m], y.shape) for x, y in zip(xs, problem.ys)]
@@ -133,7 +131,7 @@ class ContinuousAdjoint(Recomputing):
             (
                 tf.convert_to_tensor(problem.num_times - 1),
                 [tf.zeros_like(y) for y in problem.ys],
-                zeros,
+                [tf.ensure_shape(accumulator(x), x.shape) for x in targets],
                 tf.zeros([problem.num_times], tf.float64),
                 tf.constant(int(Status.SUCCESS)),
             ),
@@ -190,10 +188,6 @@ def _augmented(controller, size, others):
             smallest = min(float(np.min(leaf)) for leaf in leaves)
             config[name] = [*leaves, *leaves, *[smallest] * others]
     return PIController(**config)
-
-
-def _accumulated(dtype):
-    return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
 
 
 @tf.custom_gradient

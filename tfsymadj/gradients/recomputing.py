@@ -87,3 +87,9 @@ class Recomputing(Gradient):
             integral.num_evaluations,
             self.backward_evaluations(problem, recording, integral),
         )
+
+
+def accumulator(x):
+    """Zeros in which gradients of `x` are summed: never in half precision."""
+    dtype = tf.float32 if x.dtype in (tf.float16, tf.bfloat16) else x.dtype
+    return tf.zeros(x.shape if x.shape.is_fully_defined() else tf.shape(x), dtype)

@@ -14,7 +14,7 @@ class SolveCheckpoint(Recomputing):
 
     Exact. Of several solves in a row only one at a time needs the memory of back-propagation, that
     of all N s uses of the network (the baseline scheme of Matsubara, Miyatake and Yaguchi,
-    arXiv:2102.09750).
+    arXiv:2102.09750). Under XLA, which plans the memory of all of them at once, they add up.
 
     Example:
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsymadj import buffers
-from tfsymadj.gradients.recomputing import InputGradients
+from tfsymadj.gradients.recomputing import InputGradients, accumulator
 from tfsymadj.runge_kutta import add, rk_step, rk_step_adjoint, rk_step_vjp
 
 
@@ -47,8 +47,8 @@ class Sweep:
         targets = [*self._dynamics.captured, *self._variables]
         last = [g[-1] if self._only_end else tf.zeros_like(g[0]) for g in cotangents]
         state = _Adjoint(
-            totals=[*last, *(_accumulator(x) for x in targets)],
-            errors=[*(tf.zeros_like(x) for x in last), *(_accumulator(x) for x in targets)],
+            totals=[*last, *(accumulator(x) for x in targets)],
+            errors=[*(tf.zeros_like(x) for x in last), *(accumulator(x) for x in targets)],
             ts=[tf.zeros([problem.num_times], tf.float64)] if problem.with_time else [],
         )
         if self._recording.stages:
@@ -204,12 +204,6 @@ class Sweep:
         row = n * self._tableau.stages + i
         like = self._problem.ys
         return [tf.ensure_shape(c[row], y.shape) for c, y in zip(self._checkpoints, like)]
-
-
-def _accumulator(x):
-    """Zeros in which gradients of `x` are summed: never in half precision."""
-    dtype = tf.float32 if x.dtype in (tf.float16, tf.bfloat16) else x.dtype
-    return tf.zeros(x.shape if x.shape.is_fully_defined() else tf.shape(x), dtype)
 
 
 def _static(n):
