@@ -8,12 +8,25 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfsymadj
 
 #: Ways to run a computation: op by op, as a graph, compiled by XLA.
 MODES = ("eager", "graph", "xla")
+
+
+@pytest.fixture(scope="session")
+def large_block():
+    """Gives the allocator a block to cut from; nothing is written to it.
+
+    Without it large tensors get blocks of up to twice their size, and that is what it counts.
+    """
+    rest_of_first = tf.raw_ops.Empty(shape=[2**20], dtype=tf.uint8, init=False)
+    tf.raw_ops.Empty(shape=[4, 2**30], dtype=tf.uint8, init=False)
+    yield
+    del rest_of_first
 
 
 @dataclasses.dataclass(frozen=True)

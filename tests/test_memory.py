@@ -1,8 +1,4 @@
-"""Tests of the memory that gradients hold at their peak.
-
-TensorFlow counts the bytes of its CPU allocator, and rounds large ones up, some to the next power
-of two. So the bounds are loose, and growth is measured over wide ranges.
-"""
+"""Tests of the memory that gradients hold at their peak, in bytes of TensorFlow's CPU allocator."""
 
 import gc
 
@@ -17,6 +13,9 @@ from tfsymadj import Backprop, SymplecticAdjoint
 MIB = 2**20
 STATE = (512, 64)
 STATE_SIZE = 512 * 64 * 4
+
+
+pytestmark = pytest.mark.usefixtures("large_block")
 
 
 def network(hidden):
@@ -86,7 +85,6 @@ def test_four_times_the_steps_double_the_memory(mode):
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_steps_grow_by_a_state_a_step(mode):
-    # Just below 64 and 128 MiB, to which XLA's arena is rounded up.
     few, many = (peak(SymplecticAdjoint("steps"), mode, **rk4(n)) for n in (450, 950))
     assert (many - few) / (500 * STATE_SIZE) < 1.25
     # The measurement sees these states.

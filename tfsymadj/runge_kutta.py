@@ -109,7 +109,7 @@ def rk_step_adjoint(dynamics, tableau, t, h, stage, adjoints, variables=(), with
     products = {}  # stage -> -l_i
     sums = [None] * (len(dynamics.captured) + len(variables))
     start = step = tf.zeros([], tf.float64)
-    latest = None
+    latest = adjoints
     for i in reversed(range(tableau.num_rows)):
         if not active[i]:
             continue
@@ -119,12 +119,12 @@ def rk_step_adjoint(dynamics, tableau, t, h, stage, adjoints, variables=(), with
         weights = _combine(row, [products[j] for j in later], adjoints, start=weights)
         # One stage's activations at a time: not even the evaluation starts before the
         # stage after this one is through.
-        ys = stage(i) if latest is None else after(latest, stage(i))
+        ys = after(latest, stage(i))
         products[i], dt, dcaptured, dvariables, values = dynamics.vjp(
             t + tableau.c[i] * h, ys, weights, variables, with_values=with_time
         )
         latest = products[i]
-        sums = [_subtract(h, a, g) for a, g in zip(sums, [*dcaptured, *dvariables])]
+        sums = _subtract(h, sums, [*dcaptured, *dvariables])
         latest = [*latest, *(x for x in sums if x is not None)]
         if with_time:
             dt = tf.zeros([], tf.float64) if dt is None else dt
@@ -237,16 +237,25 @@ def _minus_sum(rows):
     return totals
 
 
-def _subtract(h, total, x):
-    """`total - x`, at once: not when other terms are there as well."""
-    if x is None:
-        return total
-    x = _accumulable(x)
-    if total is None:
-        return -x
-    # XLA would put off all subtractions from one total and do them in one go, with the gradients of
-    # all stages in memory; it does not look into a branch. h is never zero.
-    return tf.cond(tf.not_equal(h, 0.0), lambda: total - x, lambda: total)
+def _subtract(h, totals, terms):
+    """`totals - terms`, entry by entry, at once: not when other terms are there as well.
+
+    None stands for zero.
+    """
+    terms = [None if x is None else _accumulable(x) for x in terms]
+    both = [k for k, x in enumerate(terms) if x is not None and totals[k] is not None]
+    results = [a if x is None else -x for a, x in zip(totals, terms)]
+    if both:
+        # XLA would put off all subtractions from one total and do them in one go, with the
+        # gradients of all stages in memory; it does not look into a branch. h is never zero.
+        sums = tf.cond(
+            tf.not_equal(h, 0.0),
+            lambda: [totals[k] - terms[k] for k in both],
+            lambda: [totals[k] for k in both],
+        )
+        for k, total in zip(both, tf.nest.flatten(sums)):  # a list of one is not kept
+            results[k] = total
+    return results
 
 
 def _accumulable(x):

@@ -14,7 +14,7 @@ class SolveCheckpoint(Recomputing):
 
     Exact. Of several solves in a row only one at a time needs the memory of back-propagation, that
     of all N s uses of the network (the baseline scheme of Matsubara, Miyatake and Yaguchi,
-    arXiv:2102.09750). Under XLA, which plans the memory of all of them at once, they add up.
+    arXiv:2102.09750).
 
     Example:
 
@@ -24,22 +24,42 @@ class SolveCheckpoint(Recomputing):
 
     def backward(self, problem, recording, integral, variables, cotangents):
         captured = problem.dynamics.captured
-        times = [problem.ts] if problem.with_time else []
-        # Not before the cotangents are there, or all solves of a model would be repeated at once.
-        problem = dataclasses.replace(problem, ys=after(cotangents, problem.ys))
-        sources = [*problem.ys, *captured, *variables, *times]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(sources)
-            ys = integrate(problem).ys
-        gradients = tape.gradient(
-            ys, sources, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        size, targets = len(problem.ys), [*captured, *variables]
+
+        def repeat(_, ys, ts, *__):
+            here = dataclasses.replace(problem, ys=ys, ts=ts)
+            sources = [*ys, *targets, *([ts] if problem.with_time else [])]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                outputs = integrate(here).ys
+            found = tape.gradient(
+                outputs, sources, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            found = [
+                tf.ensure_shape(tf.convert_to_tensor(g), x.shape) for g, x in zip(found, sources)
+            ]
+            dts = found.pop() if problem.with_time else tf.zeros_like(ts)
+            return tf.constant(False), found[:size], dts, found[size:]
+
+        # A loop of one pass: it starts when the cotangents are there, or all solves of a model
+        # would be repeated at once, and XLA gives what is inside memory of other solves.
+        _, dys, dts, others = tf.while_loop(
+            lambda pending, *_: pending,
+            repeat,
+            (
+                tf.constant(True),
+                after([g[-1] for g in cotangents], problem.ys),
+                problem.ts,
+                [tf.zeros_like(tf.convert_to_tensor(x)) for x in targets],
+            ),
+            maximum_iterations=1,
+            name="repeat",
         )
-        n, m = len(problem.ys), len(problem.ys) + len(captured)
         return InputGradients(
-            gradients[:n],
-            gradients.pop() if times else None,
-            gradients[n:m],
-            gradients[m : m + len(variables)],
+            dys,
+            dts if problem.with_time else None,
+            others[: len(captured)],
+            others[len(captured) :],
         )
 
     def backward_evaluations(self, problem, recording, integral):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfsymadj import buffers
 from tfsymadj.gradients.recomputing import InputGradients, accumulator
-from tfsymadj.runge_kutta import add, rk_step, rk_step_adjoint, rk_step_vjp
+from tfsymadj.runge_kutta import add, after, rk_step, rk_step_adjoint, rk_step_vjp
 
 
 class _Adjoint(NamedTuple):
@@ -69,9 +69,15 @@ class Sweep:
         recording, accepted = self._recording, self._accepted
         stride, s, like = recording.stride, self._tableau.stages, self._problem.ys
         single = isinstance(stride, int) and stride == 1  # segments of one step
+        # No segment is recomputed, and no memory set aside for it, before the cotangents are
+        # there: or the solves of a model would all be at it at once.
+        size = len(like)
+        with tf.control_dependencies(state.totals[:size]):
+            count = tf.identity(-(-accepted // stride))
+        blank = after(state.totals[:size], [tf.zeros_like(y) for y in like])
         # One set of rows for all segments: what an earlier segment left is overwritten.
         rows = [] if single else [buffers.reserve_rows((stride - 1) * s, y) for y in like]
-        count = -(-accepted // stride)
+        rows = [buffers.set_row(r, 0, y) for r, y in zip(rows, blank)]
 
         def advance(begin, end, ys):
             return self._advance(begin * stride, end * stride, ys)
@@ -97,7 +103,7 @@ class Sweep:
             lambda q, held, rows, state: q >= 0,
             body,
             (count - 1, recording.held(self._checkpoints, count), rows, state),
-            parallel_iterations=1,
+            parallel_iterations=2,  # the next segment's stages beside this one's adjoint
             maximum_iterations=_segment_bound(self._problem, recording),
             name="segments",
         )
