@@ -17,9 +17,9 @@ import tfsymadj
 MODES = ("eager", "graph", "xla")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def large_block():
-    """Gives the allocator a block to cut from; nothing is written to it.
+    """Gives the allocator a block to cut from, before any test; nothing is written to it.
 
     Without it large tensors get blocks of up to twice their size, and that is what it counts.
     """

@@ -265,7 +265,6 @@ def test_rounding_does_not_grow_with_the_steps(num_steps, mode):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("large_block")
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_memory_of_aca(mode):
     """A state a step, as the symplectic adjoint in the paper, and the tapes of a whole step."""
@@ -277,7 +276,6 @@ def test_memory_of_aca(mode):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("large_block")
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_memory_of_the_continuous_adjoint(mode):
     few, many = (peak(ContinuousAdjoint(), mode, **rk4(n)) for n in (100, 1000))
@@ -285,7 +283,6 @@ def test_memory_of_the_continuous_adjoint(mode):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("large_block")
 @pytest.mark.parametrize("name", ["symplectic_adjoint", "baseline"])
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_memory_of_stacked_components(name, mode):

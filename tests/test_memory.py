@@ -15,9 +15,6 @@ STATE = (512, 64)
 STATE_SIZE = 512 * 64 * 4
 
 
-pytestmark = pytest.mark.usefixtures("large_block")
-
-
 def network(hidden):
     """A time-dependent tanh network of two hidden layers, and its variables."""
     random = np.random.default_rng(0)

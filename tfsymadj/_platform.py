@@ -14,6 +14,7 @@ import contextlib
 import threading
 
 import tensorflow as tf
+from tensorflow.python import pywrap_tfe
 from tensorflow.python.framework import func_graph, op_def_registry, ops
 from tensorflow.python.ops import control_flow_v2_func_graphs, resource_variable_ops
 
@@ -119,3 +120,13 @@ def is_stateful(op_type):
     """Whether TensorFlow registered the operation as stateful; True for an unknown one."""
     op_def = op_def_registry.get(op_type)
     return op_def is None or op_def.is_stateful
+
+
+def tapes_record():
+    """Whether any `tf.GradientTape` records."""
+    return not pywrap_tfe.TFE_Py_TapeSetIsEmpty()
+
+
+def recording_tapes(tensor):
+    """How many of the recording tapes have seen how `tensor` was computed: 0, 1, or 2 for more."""
+    return pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes([tensor])

@@ -57,6 +57,42 @@ def frozen_storages(x):
     }
 
 
+def variables(x):
+    """The `tf.Variable`s that a callable uses, as far as attributes and closures tell.
+
+    Returns:
+        `(trained, frozen)`: two lists without repetitions.
+    """
+    walk = _Walk()
+    walk.key(x)
+    frozen = frozen_storages(x)
+    found = {}
+    for variable in walk.variables:
+        for part in tf.nest.flatten(getattr(variable, "_value", variable)):
+            if _platform.is_variable(part):
+                found.setdefault(_platform.storage(part), part)
+    trained = [v for key, v in found.items() if v.trainable and key not in frozen]
+    kept = {id(v) for v in trained}
+    return trained, [v for v in found.values() if id(v) not in kept]
+
+
+def refuse_unbuilt(x):
+    """Refuses Keras layers that have no weights yet.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    walk = _Walk()
+    walk.key(x)
+    for layer in walk.layers:
+        if not layer.built:
+            raise ValueError(
+                "`dynamics` must have their weights before a flow is made of them: call the layer "
+                "once with a state of the right shape, or start a `Sequential` with "
+                f"`keras.Input`. Received: layer {layer.name!r}, which is not built"
+            )
+
+
 def owner(x):
     """The object whose life a cached trace of the callable `x` is tied to."""
     if isinstance(x, functools.partial):
@@ -102,6 +138,7 @@ def refuse_losses(x):
 class _Walk:
     def __init__(self):
         self.layers = []
+        self.variables = []
         self._seen = set()
 
     def key(self, x):
@@ -114,21 +151,25 @@ class _Walk:
         self._seen.add(id(x))
         if isinstance(x, keras.Layer):
             self.layers.append(x)
+            self.variables += x.variables
             return (_Identity(x), *(self._layer_state(x)))
-        if isinstance(x, keras.Variable):
+        if isinstance(x, (keras.Variable, tf.Variable)):
+            self.variables.append(x)
             return (_Identity(x), x.trainable)
         if isinstance(x, tf.Module):
+            if getattr(x, "built", True) is False:  # a layer of `tf_keras`
+                self.layers.append(x)
+            self.variables += x.variables
             return (_Identity(x), *((_Identity(v), v.trainable) for v in x.variables))
-        if isinstance(x, tf.Variable):
-            return (_Identity(x), x.trainable)
         if isinstance(x, functools.partial):
             return ("partial", self.key(x.func), self.key(x.args), self.key(x.keywords))
         if isinstance(x, types.MethodType):
             return ("method", self.key(x.__self__), self.key(x.__func__))
         if isinstance(x, types.FunctionType):
             return ("function", _Identity(x.__code__), *self._function_state(x))
-        if hasattr(x, "python_function"):
-            return (_Identity(x), self.key(x.python_function))
+        for inside in ("python_function", "__wrapped__"):
+            if hasattr(x, inside):
+                return (_Identity(x), self.key(getattr(x, inside)))
         if isinstance(x, (list, tuple)):
             return (type(x).__name__, *(self.key(item) for item in x))
         if isinstance(x, dict):
