@@ -9,6 +9,10 @@ import pytest
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 MODULES = [
+    "bijectors.cnf",
+    "bijectors.discrete",
+    "bijectors.ode_solve_fn",
+    "bijectors.traces",
     "controllers",
     "gradients.backprop",
     "gradients.symplectic_adjoint",
@@ -19,10 +23,10 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_readme(number):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     exec(compile(blocks[number], f"README.md, example {number}", "exec"), {})
 
 

@@ -1,0 +1,354 @@
+"""Continuous normalizing flows as a bijector of TensorFlow Probability."""
+
+import functools
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfsymadj import calling, inspection
+from tfsymadj.bijectors.freshness import Epoch
+from tfsymadj.bijectors.seeds import as_seed_pair
+from tfsymadj.bijectors.traces import Field, get_trace
+from tfsymadj.solution import Stats
+from tfsymadj.solve import check_options, solve
+
+_REGULARIZERS = ("kinetic_energy", "jacobian_norm")
+
+
+class FlowSolution(NamedTuple):
+    """All that one solve of a flow gives.
+
+    Attributes:
+        y: where the flow leads to, like its input.
+        log_det_jacobian: of this direction; shape `batch_shape`.
+        kinetic_energy: the integral of |dy/dt|^2 over time, or None; shape `batch_shape`.
+        jacobian_norm: the integral of the squared Frobenius norm of the Jacobian of the dynamics,
+            or None; likewise. With an estimated trace an unbiased estimate by the same products.
+        status: `Status`, int32 scalar.
+        stats: `Stats`.
+    """
+
+    y: tf.Tensor
+    log_det_jacobian: tf.Tensor
+    kinetic_energy: Any
+    jacobian_norm: Any
+    status: tf.Tensor
+    stats: Stats
+
+
+class CNF(tfp.bijectors.Bijector):
+    """The flow of an ODE: forward(x) = y(t[1]), where dy/dt = dynamics(t, y), y(t[0]) = x.
+
+    The inverse is the same field run the other way. One solve gives the value and the logarithm of
+    the Jacobian's determinant, the integral of the divergence of the dynamics; its gradient is that
+    of `gradient`, by default exact at little memory.
+
+    Args:
+        dynamics: callable `(t, y, *condition) -> dy/dt`, as in `tfsymadj.solve`. `y` has one batch
+            axis, whatever the batch shape of the input; samples must not depend on each other. A
+            Keras layer must have its weights already, and what is frozen only later stays in
+            `trainable_variables`. Dynamics with a method `divergence`: see `ExactTrace`.
+        t: two different times, in either order.
+        trace: `"exact"`, `"hutchinson"`, `"hutch++"`, or an object: `ExactTrace()`,
+            `HutchinsonTrace(noise, num_samples)`, `HutchPlusPlusTrace(num_samples)`.
+        seed: of the noise of an estimated trace, an int or an integer tensor of shape `()` or
+            `(2,)`. None stands for 0: the noise is always a function of the seed and the shape of
+            the input, the same in each call, in both directions, in graphs and under XLA.
+        event_ndims: the number of axes of an event.
+        regularizers: of `"kinetic_energy"` and `"jacobian_norm"`: those that are integrated along
+            with the state, see `FlowSolution` (Finlay et al., arXiv:2002.02798).
+        method: as in `tfsymadj.solve`, like all further options.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        num_steps: number of equal steps.
+        step_size: upper bound of equal steps.
+        controller: a controller in place of these.
+        first_step: size of the first adaptive step.
+        min_step: smallest adaptive step.
+        max_steps: bound of adaptive steps.
+        gradient: how the flow is differentiated.
+        autonomous: whether the dynamics are called without the time.
+        on_failure: `"raise"` or `"status"`.
+        validate_args: as in `tfb.Bijector`.
+        name: name of the bijector, by which chains hand over keywords.
+
+    Keywords of `forward`, `inverse` and the log-det-Jacobians:
+        condition: nest of tensors, further arguments of the dynamics; gradients reach them. Their
+            leading axes are the batch shape of the input; scalars are shared.
+        seed: in place of the bijector's own, such as the number of the training step.
+
+    Raises:
+        ValueError, TypeError: for arguments that don't fit, naming the argument.
+
+    Example:
+
+    >>> import tensorflow as tf, tensorflow_probability as tfp
+    >>> from tfsymadj.bijectors import CNF
+    >>> flow = CNF(lambda t, y: -y, rtol=1e-6, atol=1e-6)
+    >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0])
+    >>> tfp.distributions.TransformedDistribution(base, flow).log_prob([[0.1, 0.2]]).shape
+    TensorShape([1])
+
+    Source: Chen et al., arXiv:1806.07366, section 4; Grathwohl et al., FFJORD, arXiv:1810.01367.
+    """
+
+    def __init__(
+        self,
+        dynamics,
+        t=(0.0, 1.0),
+        *,
+        trace="exact",
+        seed=None,
+        event_ndims=1,
+        regularizers=(),
+        method="dopri5",
+        rtol=1e-3,
+        atol=1e-6,
+        num_steps=None,
+        step_size=None,
+        controller=None,
+        first_step=None,
+        min_step=None,
+        max_steps=4096,
+        gradient="symplectic_adjoint",
+        autonomous=None,
+        on_failure="raise",
+        validate_args=False,
+        name="cnf",
+    ):
+        parameters = dict(locals())
+        del parameters["self"], parameters["__class__"]
+        self._epoch = None  # until all is there that the hash depends on
+        options = {
+            "method": method,
+            "rtol": rtol,
+            "atol": atol,
+            "num_steps": num_steps,
+            "step_size": step_size,
+            "controller": controller,
+            "first_step": first_step,
+            "min_step": min_step,
+            "max_steps": max_steps,
+            "gradient": gradient,
+            "on_failure": on_failure,
+        }
+        t = t.value if isinstance(t, keras.Variable) else t
+        check_options(dynamics, t, **options)
+        if (t.shape[0] if hasattr(t, "shape") else len(t)) != 2:
+            raise ValueError(f"`t` must have two entries. Received: {t!r}")
+        if isinstance(event_ndims, bool) or not isinstance(event_ndims, int) or event_ndims < 1:
+            raise ValueError(f"`event_ndims` must be a positive int. Received: {event_ndims!r}")
+        if isinstance(regularizers, str) or not set(regularizers) <= set(_REGULARIZERS):
+            raise ValueError(
+                f"`regularizers` must be a sequence out of {_REGULARIZERS}. "
+                f"Received: {regularizers!r}"
+            )
+        as_seed_pair(0 if seed is None else seed)
+        inspection.refuse_unbuilt(dynamics)
+        super().__init__(
+            forward_min_event_ndims=event_ndims,
+            validate_args=validate_args,
+            parameters=parameters,
+            name=name,
+        )
+        self._t = t
+        self._seed = 0 if seed is None else seed
+        self._options = self._no_dependency(options)
+        self._dynamics = dynamics
+        # Keras layers don't hand their variables to a `tf.Module` that holds them.
+        self._weights, frozen = inspection.variables(dynamics)
+        self._field = self._no_dependency(
+            _Augmented(dynamics, autonomous, get_trace(trace), tuple(regularizers))
+        )
+        times = [x for x in tf.nest.flatten(t) if isinstance(x, tf.Variable)]
+        self._epoch = Epoch([*self._weights, *frozen, *times])
+
+    def __hash__(self):
+        epoch = 0 if self._epoch is None else self._epoch.number()
+        return hash((id(self), epoch, self._fingerprint()))
+
+    def __eq__(self, other):
+        return self is other
+
+    def _fingerprint(self):
+        return inspection.fingerprint(self._field) if self._epoch is not None else None
+
+    @classmethod
+    def _parameter_properties(cls, dtype):
+        return {}
+
+    def forward_solution(self, x, *, condition=None, seed=None):
+        """The flow forward, with all that the solve gives.
+
+        It does not cost a solve if the same tensor was transformed before.
+
+        Args:
+            x: tensor `(*batch_shape, *event_shape)`.
+            condition: see `CNF`.
+            seed: see `CNF`.
+
+        Returns:
+            `FlowSolution`.
+        """
+        return self._solution(x, False, condition, seed)
+
+    def inverse_solution(self, y, *, condition=None, seed=None):
+        """The flow backward, likewise: `y` is what `forward` returns."""
+        return self._solution(y, True, condition, seed)
+
+    def _solution(self, x, inverse, condition, seed):
+        x = tf.convert_to_tensor(x)
+        given = {"condition": condition, "seed": seed}
+        keywords = {name: value for name, value in given.items() if value is not None}
+        y = self.inverse(x, **keywords) if inverse else self.forward(x, **keywords)
+        known = self._attributes(x, inverse, keywords).get("inverse" if inverse else "forward")
+        if known is None:  # `y` was known because `x` was computed from it
+            return self._integrate(x, inverse, **keywords)
+        return known._replace(y=y)
+
+    def _attributes(self, x, inverse, keywords):
+        cache = self._cache
+        attributes = cache.inverse_attributes if inverse else cache.forward_attributes
+        return attributes(x, **keywords)
+
+    def _transform(self, x, inverse, keywords):
+        """Solves, and leaves what the solve gives in the cache."""
+        solution = self._integrate(x, inverse, **keywords)
+        attributes = self._attributes(x, inverse, keywords)
+        sign = 1.0 if inverse else -1.0
+        attributes["ildj"] = sign * solution.log_det_jacobian
+        # Not the end point: the cache must not keep alive what it refers to weakly.
+        attributes["inverse" if inverse else "forward"] = solution._replace(y=None)
+        return solution
+
+    def _forward(self, x, **keywords):
+        return self._transform(x, False, keywords).y
+
+    def _inverse(self, y, **keywords):
+        return self._transform(y, True, keywords).y
+
+    def _forward_log_det_jacobian(self, x, **keywords):
+        return self._transform(x, False, keywords).log_det_jacobian
+
+    def _inverse_log_det_jacobian(self, y, **keywords):
+        return self._transform(y, True, keywords).log_det_jacobian
+
+    def _integrate(self, x, inverse, condition=None, seed=None):
+        """One solve, as `FlowSolution`."""
+        ndims = self.forward_min_event_ndims
+        if x.shape.rank is None or x.shape.rank < ndims:
+            raise ValueError(
+                f"The input must have at least {ndims} axes, `event_ndims`. "
+                f"Received: shape {x.shape}"
+            )
+        batch = x.shape.rank - ndims
+        field, options = self._field, self._options
+        y, conditions = _one_batch_axis(x, batch), _conditions(condition, x, batch)
+        state = {"y": y} | {
+            part: tf.ensure_shape(tf.zeros(tf.shape(y)[:1], y.dtype), y.shape[:1])
+            for part in ("log_det", *field.regularizers)
+        }
+        seed = as_seed_pair(self._seed if seed is None else seed)
+        noise = field.trace.draw(seed, tf.shape(y), y.dtype)
+        noise = tuple(tf.ensure_shape(e, y.shape) for e in noise)
+        t = self._t
+        if inverse:
+            t = t[::-1] if isinstance(t, (list, tuple, np.ndarray)) else tf.reverse(t, [0])
+        solution = solve(
+            functools.partial(field.derivative, len(noise)),
+            state,
+            t,
+            args=(*noise, *conditions),
+            autonomous=False,
+            **options,
+        )
+        ends = {part: value[-1] for part, value in solution.y.items()}
+
+        def per_sample(part):
+            if part not in ends:
+                return None
+            value = tf.reshape(ends[part], tf.shape(x)[:batch])
+            return tf.ensure_shape(value, x.shape[:batch])
+
+        def positive(value):
+            # Integrals of what is not negative, over a time that may run backward.
+            return None if value is None else direction * value
+
+        direction = tf.cast(tf.sign(solution.t[1] - solution.t[0]), x.dtype)
+        return FlowSolution(
+            tf.ensure_shape(tf.reshape(ends["y"], tf.shape(x)), x.shape),
+            per_sample("log_det"),
+            positive(per_sample("kinetic_energy")),
+            positive(per_sample("jacobian_norm")),
+            solution.status,
+            solution.stats,
+        )
+
+
+class _Augmented:
+    """The dynamics of the state, its log-determinant and the regularizers.
+
+    An object of its own, whose hash does not change: compiled solves are kept by it.
+    """
+
+    def __init__(self, dynamics, autonomous, trace, regularizers):
+        self.__wrapped__ = dynamics
+        self._autonomous = autonomous
+        self.trace = trace
+        self.regularizers = regularizers
+
+    def derivative(self, num_noises, t, state, *args):
+        """d/dt of the augmented state; `args` are the noises, then the conditions."""
+        dynamics, y = self.__wrapped__, state["y"]
+        noise, conditions = args[:num_noises], args[num_noises:]
+        autonomous = calling.is_autonomous(dynamics, conditions, self._autonomous)
+
+        def function(y, conditions):
+            return calling.call(dynamics, t, y, conditions, autonomous)
+
+        def divergence(y, conditions):
+            return dynamics.divergence(*(() if autonomous else (t,)), y, *conditions)
+
+        closed_form = divergence if callable(getattr(dynamics, "divergence", None)) else None
+        field = Field(function, conditions, closed_form)
+        dy, trace, norm = self.trace(field, y, noise, "jacobian_norm" in self.regularizers)
+        result = {"y": dy, "log_det": trace}
+        if "kinetic_energy" in self.regularizers:
+            result["kinetic_energy"] = tf.reduce_sum(dy**2, list(range(1, dy.shape.rank)))
+        if "jacobian_norm" in self.regularizers:
+            result["jacobian_norm"] = norm
+        return result
+
+
+def _one_batch_axis(x, batch):
+    """`x` with its first `batch` axes made one."""
+    if batch == 1:
+        return x
+    shape = tf.shape(x)
+    flat = tf.reshape(x, tf.concat([[tf.reduce_prod(shape[:batch])], shape[batch:]], 0))
+    return tf.ensure_shape(flat, [x.shape[:batch].num_elements(), *x.shape[batch:]])
+
+
+def _conditions(condition, x, batch):
+    """The conditions as a tuple of nests of tensors with one batch axis."""
+    if condition is None:
+        return ()
+
+    def convert(c):
+        c = tf.convert_to_tensor(c, dtype_hint=x.dtype)
+        if c.shape.rank == 0:
+            return c
+        if c.shape.rank is None or not (
+            c.shape.rank >= batch and c.shape[:batch].is_compatible_with(x.shape[:batch])
+        ):
+            raise ValueError(
+                "`condition` must have the batch shape of the input as its leading axes, "
+                f"{x.shape[:batch]}, or be a scalar. Received: shape {c.shape}"
+            )
+        return _one_batch_axis(c, batch)
+
+    conditions = condition if isinstance(condition, (tuple, list)) else (condition,)
+    return tuple(tf.nest.map_structure(convert, c) for c in conditions)

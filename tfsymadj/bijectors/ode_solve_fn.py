@@ -1,0 +1,53 @@
+"""This package's solver and gradient for `tfb.FFJORD`."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfsymadj.solve import solve
+
+
+class _Results(NamedTuple):
+    """What TensorFlow Probability expects of a solver.
+
+    Attributes:
+        times: the solution times.
+        states: the states at these times, along a new leading axis.
+    """
+
+    times: tf.Tensor
+    states: tf.Tensor
+
+
+def ode_solve_fn(**options):
+    """A solver with the signature that `tfb.FFJORD(ode_solve_fn=...)` takes.
+
+    Args:
+        **options: of `tfsymadj.solve`, such as `method`, `rtol`, `atol`, `gradient`.
+
+    Returns:
+        Callable `(ode_fn, initial_time, initial_state, solution_times, constants=None)` that
+        returns an object with `times` and `states`. An eager call makes a new trace each time,
+        as `tfb.FFJORD` makes new functions each time; `CNF` does not.
+
+    Example:
+
+    >>> import tensorflow as tf, tensorflow_probability as tfp
+    >>> from tfsymadj.bijectors import ode_solve_fn
+    >>> flow = tfp.bijectors.FFJORD(lambda t, y: -y, ode_solve_fn=ode_solve_fn(rtol=1e-5))
+    >>> flow.forward(tf.ones([2, 3])).shape
+    TensorShape([2, 3])
+    """
+
+    def call(ode_fn, initial_time, initial_state, solution_times, constants=None):
+        constants = constants or {}
+        start = tf.reshape(tf.cast(initial_time, tf.float64), [1])
+        times = tf.concat([start, tf.cast(tf.stack(solution_times), tf.float64)], 0)
+
+        def dynamics(t, y):
+            return ode_fn(t, y, **constants)
+
+        states = solve(dynamics, initial_state, times, **options).y
+        return _Results(times[1:], tf.nest.map_structure(lambda y: y[1:], states))
+
+    return call
