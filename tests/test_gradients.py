@@ -843,3 +843,56 @@ def test_frozen_layer_is_not_differentiated():
     assert captured() == 2
     for a, b in zip(compute(), expected):
         assert relative_error(a, b) < FLOAT64
+
+
+# Parts of the state that nothing depends on
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("checkpoints", ["auto", "steps", "stages", 9])
+def test_integrals_along_the_solution(checkpoints, mode):
+    """They are neither kept nor computed again, and their gradients are exact."""
+    weight = tf.Variable(0.7, dtype=tf.float64)
+    y0 = {"integral": tf.constant(0.3, tf.float64), "y": tf.constant([0.5, 1.0], tf.float64)}
+
+    def dynamics(t, state):
+        y = state["y"]
+        return {"integral": tf.reduce_sum(tf.sin(weight * y)) * t, "y": -weight * y**2}
+
+    def compute(gradient):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            y = tfsymadj.odeint(
+                dynamics, y0, [0.0, 0.4, 1.0], method="rk4", num_steps=6, gradient=gradient
+            )
+            value = loss(y)
+        return tf.nest.flatten(tape.gradient(value, [y0, weight]))
+
+    found = run(lambda: compute(SymplecticAdjoint(checkpoints)), mode)
+    for a, b in zip(found, compute(Backprop())):
+        assert relative_error(a, b) < 1e-12
+
+
+def test_dynamics_that_depend_on_the_time_only():
+    y0, rate = tf.constant([1.0, 2.0], tf.float64), tf.Variable(0.5, dtype=tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(y0)
+        y = tfsymadj.odeint(lambda t, y: rate * t * tf.ones_like(y), y0, [0.0, 2.0], rtol=1e-9)[-1]
+    gradients = tape.gradient(y, [y0, rate])
+    assert relative_error(gradients[0], [1.0, 1.0]) < 1e-14
+    assert relative_error(gradients[1], 4.0) < 1e-12
+
+
+def test_live_parts():
+    ys = [tf.constant([1.0]), tf.constant([2.0]), tf.constant([3.0])]
+    with tf.Graph().as_default():
+        ys = [tf.constant(y.numpy()) for y in ys]
+        closed = close(
+            lambda t, ys: [
+                ys[1],
+                2.0 * ys[1],
+                tf.cond(ys[0][0] > 0.0, lambda: ys[1], lambda: ys[0]),
+            ],
+            ys,
+        )
+    assert closed.live == [0, 1]

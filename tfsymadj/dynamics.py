@@ -53,13 +53,16 @@ class ClosedDynamics:
         variables: trainable variables whose read could not be replaced by a value (inside of a
             `tf.function` or a SavedModel traced before). They are differentiated through
             `variables=` of `tf.custom_gradient`.
+        live: indices of the parts of the state that the dynamics depend on. The others are mere
+            integrals along the solution: a backward pass needs no values of them.
     """
 
-    def __init__(self, function, captured, variables, substitute):
+    def __init__(self, function, captured, variables, substitute, live):
         self._function = function
         self._substitute = substitute
         self.captured = captured
         self.variables = variables
+        self.live = live
 
     def __call__(self, t, ys):
         with _platform.substituted(self._substitute):
@@ -128,6 +131,7 @@ def close(function, ys, owner=None):
     check_reproducible(graph)
     inspection.refuse_losses(owner)
 
+    live = _dependencies(graph, len(ys))
     frozen = inspection.frozen_storages(owner)
 
     def is_trained(variable):
@@ -162,7 +166,21 @@ def close(function, ys, owner=None):
             )
         return None
 
-    return ClosedDynamics(function, captured, variables, substitute)
+    return ClosedDynamics(function, captured, variables, substitute, live)
+
+
+def _dependencies(graph, count):
+    """Which of the last `count` explicit inputs of a traced function its outputs depend on."""
+    states = {id(x): i for i, x in enumerate(graph.inputs[1 : count + 1])}
+    waiting, seen, found = list(graph.outputs), set(), set()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in states:
+            found.add(states[id(tensor)])
+        if tensor.op.name not in seen:
+            seen.add(tensor.op.name)
+            waiting += tensor.op.inputs
+    return sorted(found)
 
 
 def check_reproducible(graph):

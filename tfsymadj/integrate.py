@@ -79,7 +79,8 @@ class Integral(NamedTuple):
         num_accepted: accepted steps.
         num_evaluations: evaluations of the dynamics.
         grid: `Grid`, or None without a recording.
-        checkpoints: list of tensors `[rows, ...]`, or of all stage values; or None.
+        checkpoints: list of tensors `[rows, ...]`, or of all stage values, of the live parts of
+            the state (see `ClosedDynamics`); or None.
     """
 
     ys: list
@@ -110,7 +111,7 @@ class _Carry(NamedTuple):
     outputs: list  # tensor lists
     grid: list  # of one tensor list
     checkpoints: list  # dense buffers
-    pending: list  # the stage values of the last step, if these are what is kept
+    pending: list  # the live stage values of the last step, if these are what is kept
 
 
 def integrate(problem, recording=None):
@@ -131,6 +132,7 @@ def integrate(problem, recording=None):
     records = recording is not None
     keeps_stages = records and recording.stages
     if records:
+        live = dynamics.live
         rows = problem.max_steps * s if keeps_stages else recording.rows
 
     def keep(buffer, pending, moved, accepted, ys):
@@ -143,7 +145,9 @@ def integrate(problem, recording=None):
             return buffer
         new = tf.logical_and(moved, tf.equal(accepted % recording.stride, 0))
         row = tf.where(new, recording.row(accepted // recording.stride), rows)
-        return [buffers.write_row(b, row, y, recording.overwrites) for b, y in zip(buffer, ys)]
+        return [
+            buffers.write_row(b, row, ys[i], recording.overwrites) for b, i in zip(buffer, live)
+        ]
 
     status = tf.where(_monotonic(ts), int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
     status = _first_failure(status, _finite(ys0), Status.NON_FINITE_STATE)
@@ -181,8 +185,8 @@ def integrate(problem, recording=None):
         if records
         else [],
         # One row more than needed: where to write what is not kept.
-        checkpoints=[buffers.dense_rows(rows + 1, y) for y in ys0] if records else [],
-        pending=[list(ys0) for _ in range(s)] if keeps_stages else [],
+        checkpoints=[buffers.dense_rows(rows + 1, ys0[i]) for i in live] if records else [],
+        pending=[[ys0[i] for i in live] for _ in range(s)] if keeps_stages else [],
     )
 
     def unfinished(c):
@@ -256,7 +260,7 @@ def integrate(problem, recording=None):
                 outputs=[buffers.set_row(o, c.interval + 1, y) for o, y in zip(c.outputs, ends)],
                 grid=grid,
                 checkpoints=checkpoints,
-                pending=step.stages[:s] if c.pending else [],
+                pending=[[y[i] for i in live] for y in step.stages[:s]] if c.pending else [],
             ),
         )
 

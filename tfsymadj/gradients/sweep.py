@@ -31,6 +31,7 @@ class Sweep:
     def __init__(self, problem, recording, integral, variables, cotangents):
         self._problem = problem
         self._dynamics = problem.dynamics
+        self._live = [problem.ys[i] for i in problem.dynamics.live]
         # The FSAL row and the error estimate are of no use to the derivative.
         self._tableau = problem.tableau.without_error()
         self._recording = recording
@@ -67,14 +68,14 @@ class Sweep:
     def _segments(self, state):
         """From the last segment to the first: recompute the stages, then the adjoint."""
         recording, accepted = self._recording, self._accepted
-        stride, s, like = recording.stride, self._tableau.stages, self._problem.ys
+        stride, s, like = recording.stride, self._tableau.stages, self._live
         single = isinstance(stride, int) and stride == 1  # segments of one step
         # No segment is recomputed, and no memory set aside for it, before the cotangents are
         # there: or the solves of a model would all be at it at once.
-        size = len(like)
-        with tf.control_dependencies(state.totals[:size]):
+        cotangents = state.totals[: len(self._cotangents)]
+        with tf.control_dependencies(cotangents):
             count = tf.identity(-(-accepted // stride))
-        blank = after(state.totals[:size], [tf.zeros_like(y) for y in like])
+        blank = after(cotangents, [tf.zeros_like(y) for y in like])
         # One set of rows for all segments: what an earlier segment left is overwritten.
         rows = [] if single else [buffers.reserve_rows((stride - 1) * s, y) for y in like]
         rows = [buffers.set_row(r, 0, y) for r, y in zip(rows, blank)]
@@ -94,7 +95,8 @@ class Sweep:
             if not single:
 
                 def stage(n, i):
-                    return [buffers.get_row(r, (n - begin) * s + i, y) for r, y in zip(rows, like)]
+                    row = (n - begin) * s + i
+                    return self._whole([buffers.get_row(r, row, y) for r, y in zip(rows, like)])
 
                 state = self._adjoint_steps(begin, last, stage, state)
             return q - 1, held, rows, state
@@ -109,8 +111,18 @@ class Sweep:
         )
         return state
 
+    def _whole(self, ys):
+        """The state with these live parts; the dynamics don't depend on the others."""
+        live = dict(zip(self._dynamics.live, ys))
+        return [live.get(i, tf.zeros_like(y)) for i, y in enumerate(self._problem.ys)]
+
+    def _live_slopes(self, t, ys):
+        slopes = self._dynamics(t, self._whole(ys))
+        return [slopes[i] for i in self._dynamics.live]
+
     def _step(self, n, ys):
-        return rk_step(self._dynamics, self._tableau, self._grid.t[n], self._grid.h[n], ys)
+        """A step of the live parts of the state."""
+        return rk_step(self._live_slopes, self._tableau, self._grid.t[n], self._grid.h[n], ys)
 
     def _advance(self, begin, end, ys):
         """The state before the step `end`, from the one before the step `begin`."""
@@ -164,7 +176,8 @@ class Sweep:
 
     def _adjoint_from_state(self, n, ys, state):
         """The adjoint over the step n, from the state before it."""
-        return self._adjoint_step(n, self._step(n, ys).stages.__getitem__, state)
+        stages = self._step(n, ys).stages
+        return self._adjoint_step(n, lambda i: self._whole(stages[i]), state)
 
     def _adjoint_step(self, n, stage, state):
         """The adjoint over the step n, from its stage values."""
@@ -208,8 +221,8 @@ class Sweep:
 
     def _kept_stage(self, n, i):
         row = n * self._tableau.stages + i
-        like = self._problem.ys
-        return [tf.ensure_shape(c[row], y.shape) for c, y in zip(self._checkpoints, like)]
+        kept = [tf.ensure_shape(c[row], y.shape) for c, y in zip(self._checkpoints, self._live)]
+        return self._whole(kept)
 
 
 def _static(n):
@@ -225,4 +238,4 @@ class TapeSweep(Sweep):
     """Back-propagation through one step at a time: all stages under one tape."""
 
     def _adjoint_from_state(self, n, ys, state):
-        return self._differentiate(n, rk_step_vjp, ys, state)
+        return self._differentiate(n, rk_step_vjp, self._whole(ys), state)
