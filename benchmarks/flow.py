@@ -27,7 +27,7 @@ WORK = WORKLOADS["W2"]
 MODES = ("graph", "XLA")
 NAMES = [*(name for name in common.GRADIENTS if name != "symplectic, 32"), "tfb.FFJORD"]
 COLUMNS = "{:<7}{:<20}{:>10}{:>9}{:>10}{:>11}{:>12}"
-OPTIONS = dict(rtol=WORK.tolerance, atol=WORK.tolerance, max_steps=64)
+OPTIONS = dict(rtol=WORK.tolerance, atol=WORK.tolerance, max_steps=16)
 
 
 class Dynamics(tf.Module):
