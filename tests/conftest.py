@@ -15,6 +15,8 @@ import tfsymadj
 
 #: Ways to run a computation: op by op, as a graph, compiled by XLA.
 MODES = ("eager", "graph", "xla")
+#: The same, for tests of many cases: compiling all of them by XLA takes too long for every change.
+XLA_SLOW = ("eager", "graph", pytest.param("xla", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="session", autouse=True)

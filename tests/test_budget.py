@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, everything, gradients, mlp, relative_error
+from conftest import MODES, XLA_SLOW, everything, gradients, mlp, relative_error
 from test_gradients import FLOAT64, counts
 from test_memory import MIB, STATE_SIZE, peak, rk4
 
@@ -166,7 +166,7 @@ FIXED = dict(method="rk4", num_steps=9)
 ADAPTIVE = dict(method="dopri5", rtol=1e-7, atol=1e-7, max_steps=200)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", XLA_SLOW)
 @pytest.mark.parametrize(
     "options, checkpoints", [(FIXED, 8), (FIXED, 11), (ADAPTIVE, 10), (ADAPTIVE, 20)]
 )

@@ -7,7 +7,7 @@ import scipy.linalg
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
-from conftest import MODES, relative_error, run
+from conftest import MODES, XLA_SLOW, relative_error, run
 
 import tfsymadj
 from tfsymadj import Backprop
@@ -144,7 +144,7 @@ TRACE_OBJECTS = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", XLA_SLOW)
 @pytest.mark.parametrize("trace", TRACE_OBJECTS, ids=repr)
 def test_gradients_are_those_of_backprop(trace, mode):
     """Of log_prob and the regularizers, for the input, the condition and the variables."""
@@ -519,8 +519,8 @@ def test_condition_of_another_batch():
 # In TensorFlow Probability
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("trace", [pytest.param("exact", marks=pytest.mark.slow), "hutchinson"])
 def test_sample_and_log_prob(trace, mode):
     chain = tfb.Chain([CNF(Field(seed=k), trace=trace, name=f"flow_{k}", **FINE) for k in range(2)])
     base = tfd.Independent(

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, everything, gradients, loss, mlp, relative_error, run
+from conftest import MODES, XLA_SLOW, everything, gradients, loss, mlp, relative_error, run
 from test_gradients import FLOAT64, counts
 from test_memory import MIB, STATE_SIZE, peak, rk4
 
@@ -24,7 +24,7 @@ ADAPTIVE = dict(method="dopri5", rtol=1e-5, atol=1e-5, max_steps=64)
 TIGHT = ContinuousAdjoint(rtol=1e-12, atol=1e-12, method="dopri8")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", XLA_SLOW)
 @pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["rk4", "dopri5"])
 @pytest.mark.parametrize("gradient", EXACT, ids=repr)
 def test_exact_methods_agree(gradient, options, mode):
@@ -141,7 +141,7 @@ def test_evaluations(options):
         assert stats.num_backward_evaluations == -1 and backward > 0
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", XLA_SLOW)
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_a_failed_solve_has_no_gradient(name, mode):
     y0 = tf.constant([1.0, 2.0])
@@ -321,7 +321,7 @@ def test_memory_of_stacked_components(name, mode):
 # Several dtypes
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", XLA_SLOW)
 @pytest.mark.parametrize("gradient", [SymplecticAdjoint(), *EXACT], ids=repr)
 def test_parts_of_several_dtypes(gradient, mode):
     weight = tf.Variable(0.5)

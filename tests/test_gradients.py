@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, everything, gradients, loss, mlp, relative_error, run
+from conftest import MODES, XLA_SLOW, everything, gradients, loss, mlp, relative_error, run
 
 import tfsymadj
 from tfsymadj import METHODS, Backprop, ButcherTableau, SymplecticAdjoint
@@ -848,7 +848,7 @@ def test_frozen_layer_is_not_differentiated():
 # Parts of the state that nothing depends on
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", XLA_SLOW)
 @pytest.mark.parametrize("checkpoints", ["auto", "steps", "stages", 9])
 def test_integrals_along_the_solution(checkpoints, mode):
     """They are neither kept nor computed again, and their gradients are exact."""
