@@ -33,7 +33,7 @@ def test_exact_methods_agree(gradient, options, mode):
     assert relative_error(actual, expected) < FLOAT64
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", XLA_SLOW)
 def test_continuous_adjoint_of_everything(mode):
     """Where both solves are converged, discrete and continuous gradients are one."""
     problem = everything()
@@ -100,6 +100,7 @@ def test_continuous_adjoint_refuses_second_derivatives(mode):
         run(compute, mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("gradient", EXACT, ids=repr)
 def test_second_derivatives_are_exact(gradient, mode):

@@ -1,5 +1,7 @@
 """Neural ODEs in TensorFlow with exact gradients at minimal memory."""
 
+import importlib
+
 from tfsymadj import layers
 from tfsymadj.controllers import ConstantSteps, Controller, PIController
 from tfsymadj.gradients import (
@@ -37,3 +39,10 @@ __all__ = [
     "odeint",
     "solve",
 ]
+
+
+def __getattr__(name):
+    # On demand: it imports TensorFlow Probability.
+    if name == "bijectors":
+        return importlib.import_module("tfsymadj.bijectors")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
