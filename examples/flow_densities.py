@@ -49,23 +49,17 @@ class Mixture:
         return (centres + self.deviation * random.normal(size=(n, 2))).astype("float32")
 
     def log_prob(self, x):
-        def of_part(x):
-            squares = np.sum((x[:, np.newaxis] - self.centres) ** 2, -1)
-            # At least the nearest Gaussian has to survive the exponential.
-            nearest = np.min(squares, -1, keepdims=True)
-            relative = np.exp((nearest - squares) / (2 * self.deviation**2))
-            return np.log(np.mean(relative, -1)) - nearest[:, 0] / (2 * self.deviation**2)
-
-        x = np.asarray(x, "float64")
-        parts = np.array_split(x, -(-len(x) // 1000))  # or all distances would fill the memory
-        return np.concatenate([of_part(x) for x in parts]) - np.log(2 * np.pi * self.deviation**2)
+        x, variance = np.asarray(x, "float64"), self.deviation**2
+        squares = sum(np.subtract.outer(x[:, i], self.centres[:, i]) ** 2 for i in range(2))
+        normalizer = np.log(2 * np.pi * variance * len(self.centres))
+        return tf.reduce_logsumexp(-squares / (2 * variance), -1).numpy() - normalizer
 
     def entropy(self):
-        """By quadrature. Equal weights are all but exact for sums of Gaussians and such points."""
-        step = self.deviation / 3
-        edge = np.max(np.abs(self.centres)) + 9 * self.deviation
-        log_prob = self.log_prob(grid(edge, int(2 * edge / step))[0])
-        return -np.sum(np.exp(log_prob) * log_prob) * (2 * edge / int(2 * edge / step)) ** 2
+        """By quadrature: for Gaussians the sum over so fine a grid is exact to many digits."""
+        edge = np.max(np.abs(self.centres)) + 8 * self.deviation
+        points, axis = grid(edge, int(4 * edge / self.deviation))
+        log_prob = self.log_prob(points)
+        return -np.sum(np.exp(log_prob) * log_prob) * (axis[1] - axis[0]) ** 2
 
 
 class Checkerboard:
@@ -89,8 +83,8 @@ def polar(radius, angle):
 
 
 def two_spirals():
-    """Two arms of one and a half turns; the centres are too close for single ones to be seen."""
-    angle = 3 * np.pi * np.sqrt((np.arange(250) + 0.5) / 250)  # evenly spaced along the arm
+    """Of one and a half turns each, with their centres so close that none can be seen."""
+    angle = 3 * np.pi * np.sqrt((np.arange(250) + 0.5) / 250)  # evenly along the arm
     arm = polar(3.6 * angle / (3 * np.pi), angle)
     return Mixture(np.concatenate([arm, -arm]), 0.1)
 
@@ -109,8 +103,6 @@ def grid(edge, n):
 
 
 class Size(NamedTuple):
-    """How much is computed."""
-
     steps: int = 2000
     batch: int = 512
     held_out: int = 20_000
@@ -123,8 +115,6 @@ QUICK = Size(steps=100, batch=256, held_out=2000, pixels=50, particles=500, fram
 
 
 class Result(NamedTuple):
-    """What is told and drawn of one density."""
-
     data: np.ndarray
     density: np.ndarray
     samples: np.ndarray
@@ -154,7 +144,7 @@ def train(dynamics, target, random, size):
     )
     optimizer = keras.optimizers.Adam(rate)
 
-    # XLA would not be faster here: its gain in a step is what it costs to compile.
+    # Without XLA, which takes longer to compile and is not faster here.
     @tf.function
     def step(x):
         with tf.GradientTape() as tape:
@@ -194,63 +184,59 @@ def evaluate(name, dynamics, target, random, size):
     return Result(held_out, density, samples, paths.numpy(), line, difference)
 
 
-def bare(axes):
-    axes.set(xlim=(-HALF_WIDTH, HALF_WIDTH), ylim=(-HALF_WIDTH, HALF_WIDTH), xticks=[], yticks=[])
-    axes.set_aspect("equal")
-    axes.spines[:].set(color="#bbbbbb", linewidth=0.6)
+def colors(points):
+    """By the direction from the origin, which tells where a particle came from."""
+    turns = np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi) % 1
+    return 0.85 * plt.get_cmap("hsv")(turns)[:, :3]
 
 
-def colours(points):
-    """By the direction from the origin: tells where a particle came from."""
-    return plt.get_cmap("hsv")(np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi) % 1) * 0.85
+def panels(rows, columns, size, extra):
+    """A figure and its axes, all of the same square and without ticks."""
+    plt.rcParams.update({"axes.edgecolor": "#bbbbbb", "axes.linewidth": 0.6})
+    limits = (-HALF_WIDTH, HALF_WIDTH)
+    look = {"xlim": limits, "ylim": limits, "xticks": [], "yticks": [], "aspect": "equal"}
+    figsize = columns * size, rows * size + extra
+    options = {"figsize": figsize, "layout": "constrained", "squeeze": False}
+    return plt.subplots(rows, columns, subplot_kw=look, **options)
 
 
 def draw(results, path):
+    figure, axes = panels(len(results), 4, 2.7, 0.2)
     titles = "data", "learned density", "samples of the model", "from the Gaussian to the data"
-    figure, rows = plt.subplots(
-        len(results), 4, figsize=(11, 2.8 * len(results) + 0.3), layout="constrained", squeeze=False
-    )
-    for axes, title in zip(rows[0], titles):
-        axes.set_title(title, fontsize=12)
-    for (name, result), row in zip(results.items(), rows):
-        for axes in row:
-            bare(axes)
-        row[0].set_ylabel(name, fontsize=12)
-        dots = {"s": 1.5, "alpha": 0.35, "linewidths": 0, "color": "#2a2a6a"}
-        row[0].scatter(*result.data[: len(result.samples)].T, **dots)
-        edges = [-HALF_WIDTH, HALF_WIDTH, -HALF_WIDTH, HALF_WIDTH]
+    for panel, title in zip(axes[0], titles):
+        panel.set_title(title)
+    dots = {"s": 1.5, "alpha": 0.35, "linewidths": 0, "color": "#2a2a6a"}
+    edges = [-HALF_WIDTH, HALF_WIDTH] * 2
+    for (name, result), (data, density, samples, flow) in zip(results.items(), axes):
+        data.set_ylabel(name, fontsize="large")
+        data.scatter(*result.data[: len(result.samples)].T, **dots)
         top = np.quantile(result.density, 0.995)  # a few peaks would darken all the rest
-        row[1].imshow(result.density, "magma", origin="lower", extent=edges, vmin=0, vmax=top)
-        row[2].scatter(*result.samples.T, **dots)
-        paths = result.paths[:, :400]
-        lines = LineCollection(
-            np.swapaxes(paths, 0, 1), colors=colours(paths[0]), linewidths=0.5, alpha=0.4
-        )
-        row[3].add_collection(lines)
-        row[3].scatter(*paths[-1].T, s=2, c=colours(paths[0]), linewidths=0, zorder=2)
+        density.imshow(result.density, "magma", origin="lower", extent=edges, vmin=0, vmax=top)
+        samples.scatter(*result.samples.T, **dots)
+        paths = result.paths[:, :600]
+        lines = {"colors": colors(paths[0]), "linewidths": 0.5, "alpha": 0.5}
+        flow.add_collection(LineCollection(np.swapaxes(paths, 0, 1), **lines))
+        flow.scatter(*paths[0].T, s=1, c="black", linewidths=0, zorder=2)
+        flow.scatter(*paths[-1].T, s=2.5, c=colors(paths[0]), linewidths=0, zorder=2)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def animate(results, path):
-    figure, row = plt.subplots(
-        1, len(results), figsize=(3 * len(results), 3.3), layout="constrained", squeeze=False
-    )
-    clouds = []
-    for (name, result), axes in zip(results.items(), row[0]):
-        bare(axes)
-        axes.set_title(name, fontsize=11)
-        dots = {"s": 2, "c": colours(result.paths[0]), "linewidths": 0}
-        clouds.append((axes.scatter(*result.paths[0].T, **dots), result.paths))
+    figure, axes = panels(1, len(results), 3, 0.5)
+    label, clouds = figure.supxlabel("t", fontsize="medium"), []
+    for panel, (name, result) in zip(axes[0], results.items()):
+        panel.set_title(name, fontsize="medium")
+        dots = {"s": 2, "c": colors(result.paths[0]), "linewidths": 0}
+        clouds.append((panel.scatter(*result.paths[0].T, **dots), result.paths))
 
     def show(frame):
+        label.set_text(f"t = {frame / last:.2f}")
         for cloud, paths in clouds:
             cloud.set_offsets(paths[frame])
 
     last = len(clouds[0][1]) - 1
-    frames = [0] * 2 + [*range(last)] + [last] * 8  # stays a while where it ends
+    frames = [0, 0, *range(last), *[last] * 8]  # stays a while where it ends
     FuncAnimation(figure, show, frames).save(path, PillowWriter(fps=12), dpi=80)
-    plt.close(figure)
 
 
 def main():
