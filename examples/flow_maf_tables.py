@@ -167,7 +167,7 @@ class Training:
         self.latest.save()
 
     def test(self, data):
-        """Mean and standard error of the log-likelihood, by the exact trace and the best weights."""
+        """Mean and standard error of the log-likelihood: exact trace, best weights."""
         if self.best.restore_or_initialize() is None:
             raise FloatingPointError("No validation score was a number.")
         density, _ = self.density("exact")
@@ -198,8 +198,8 @@ def main():
     training = Training(splits.train.shape[1], arguments)
     count = sum(int(tf.size(weight)) for weight in training.weights)
     print(
-        f"{arguments.table}: {len(splits.train):,} rows, {arguments.flows} flows with hidden layers "
-        f"of {arguments.hidden}, {count:,} weights, {arguments.gradient}"
+        f"{arguments.table}: {len(splits.train):,} rows, {arguments.flows} flows with hidden "
+        f"layers of {arguments.hidden}, {count:,} weights, {arguments.gradient}"
     )
     training.run(splits.train, splits.validation)
     print(f"Testing with {len(splits.test):,} rows")

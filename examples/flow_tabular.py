@@ -71,10 +71,10 @@ def fit_student_t(x, iterations=50):
 
 
 class FlowDensity:
-    """A CNF behind a Student-t distribution.
+    """A CNF between a Student-t distribution and the data.
 
-    It starts as the Student-t distribution that fits the data best: the flow starts as the
-    identity. The degrees of freedom are trained with the flow.
+    It starts as the Student-t distribution that fits the data best, with its location and scale as
+    an affine map behind the flow; the degrees of freedom are trained with the flow.
     """
 
     def __init__(self, size, hidden):
@@ -90,31 +90,31 @@ class FlowDensity:
         self.optimizer = keras.optimizers.AdamW(3e-3, weight_decay=0.3)
         self.optimizer.exclude_from_weight_decay([self.log_df])
         self.optimizer.build(self.weights)
-        self.fresh = [variable.numpy() for variable in self.optimizer.variables]
+        self.fresh = [v.numpy() for v in self.optimizer.variables]
 
         def loss(x, seed):
             return -tf.reduce_mean(density.log_prob(x, bijector_kwargs=noise([flow], seed)))
 
-        # All compiled once for all folds.
-        rows = tf.TensorSpec([None, size])
+        # Compiled once for all folds.
         self.step = train_step(loss, self.weights, self.optimizer)
+        rows = tf.TensorSpec([None, size])
         validated = self.density(CNF(self.dynamics, **coarse))
         self.validate = tf.function(validated.log_prob, input_signature=[rows])
-        # What is reported does not depend on the size of steps, nor on noise.
-        exact = self.density(CNF(self.dynamics, method="dopri5", rtol=1e-5, atol=1e-5))
-        self.log_prob = tf.function(exact.log_prob, input_signature=[rows])
-        self.sample = tf.function(exact.sample)
+        # What is reported does not depend on the step size.
+        self.exact = self.density(CNF(self.dynamics, method="dopri5", rtol=1e-5, atol=1e-5))
+        self.log_prob = tf.function(self.exact.log_prob, input_signature=[rows])
+        self.sample = tf.function(self.exact.sample)
 
     def density(self, flow):
         base = tfd.MultivariateStudentTLinearOperator(
             df=tfp.util.DeferredTensor(self.log_df, tf.exp),
-            loc=self.loc,
-            scale=tf.linalg.LinearOperatorLowerTriangular(self.tril),
+            loc=tf.zeros([self.size]),
+            scale=tf.linalg.LinearOperatorIdentity(self.size),
         )
-        return tfd.TransformedDistribution(base, tfb.Chain([flow]))
+        affine = [tfb.Shift(self.loc), tfb.ScaleMatvecTriL(self.tril)]
+        return tfd.TransformedDistribution(base, tfb.Chain([*affine, flow]))
 
     def fit(self, train, validation, seed, max_steps):
-        """Trains from the start; returns nothing."""
         keras.utils.set_random_seed(seed)
         self.dynamics.set_weights(build_dynamics(self.size, self.hidden, "tanh").get_weights())
         for variable, value in zip(self.optimizer.variables, self.fresh):
@@ -123,7 +123,7 @@ class FlowDensity:
         self.log_df.assign(np.log(df))
         self.loc.assign(loc)
         self.tril.assign(tril)
-        fit(
+        return fit(
             self.step,
             batches(train.astype("float32"), 128, seed),
             lambda: np.mean(self.validate(validation)),
