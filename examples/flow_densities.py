@@ -1,6 +1,6 @@
 """Continuous normalizing flows that learn three densities in the plane, measured and drawn.
 
-    python examples/flow_densities.py            # about seven minutes on two cores
+    python examples/flow_densities.py            # about six minutes on two cores
     python examples/flow_densities.py --quick    # every part, in seconds, with a poor result
 
 A flow carries a Gaussian to the data, and is fitted by maximum likelihood to samples that are drawn
@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -36,6 +37,10 @@ from matplotlib.collections import LineCollection
 tf.get_logger().setLevel("ERROR")
 TIGHT = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
 HALF_WIDTH = 4.5  # of the square that is drawn
+FULL = SimpleNamespace(
+    steps=2000, batch=512, held_out=20_000, pixels=200, particles=3000, frames=33
+)
+QUICK = SimpleNamespace(steps=100, batch=256, held_out=2000, pixels=50, particles=500, frames=5)
 
 
 class Mixture:
@@ -102,18 +107,6 @@ def grid(edge, n):
     return np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), axis
 
 
-class Size(NamedTuple):
-    steps: int = 2000
-    batch: int = 512
-    held_out: int = 20_000
-    pixels: int = 200
-    particles: int = 3000
-    frames: int = 33
-
-
-QUICK = Size(steps=100, batch=256, held_out=2000, pixels=50, particles=500, frames=5)
-
-
 class Result(NamedTuple):
     data: np.ndarray
     density: np.ndarray
@@ -133,7 +126,7 @@ def build_dynamics(width=64, depth=4):
     dynamics = keras.Sequential([keras.layers.Dense(width, "tanh") for _ in range(depth)])
     dynamics.add(keras.layers.Dense(2))
     dynamics = ConcatTime(dynamics)
-    dynamics.build((), (None, 2))  # a flow wants to know the weights
+    dynamics.build((), (None, 2))  # a flow takes layers that have their weights
     return dynamics
 
 
@@ -246,7 +239,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("docs"))
     arguments = parser.parse_args()
-    size = QUICK if arguments.quick else Size()
+    size = QUICK if arguments.quick else FULL
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     results = {}
