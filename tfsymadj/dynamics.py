@@ -113,12 +113,18 @@ def close(function, ys, owner=None):
     """
     outer = tf.compat.v1.get_default_graph()
     brought = {}  # storage -> (variable or eager tensor, its value in the graph of the solve)
+    frozen = inspection.frozen_storages(owner)
+
+    def is_trained(variable):
+        return variable.trainable and _platform.storage(variable) not in frozen
 
     def bring(x):
         key = _platform.storage(x)
         if key not in brought:
+            constant = _platform.is_variable(x) and not is_trained(x)
             with outer.as_default():
-                brought[key] = x, tf.identity(x)
+                # `tf.custom_gradient` looks for variables behind the outputs by itself.
+                brought[key] = x, tf.stop_gradient(x) if constant else tf.identity(x)
         return brought[key][1]
 
     def trace(t, *states):
@@ -130,13 +136,9 @@ def close(function, ys, owner=None):
     graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
     check_reproducible(graph)
     inspection.refuse_losses(owner)
+    frozen = inspection.frozen_storages(owner)  # of layers that the trace built, too
 
     live = _dependencies(graph, len(ys))
-    frozen = inspection.frozen_storages(owner)
-
-    def is_trained(variable):
-        return variable.trainable and _platform.storage(variable) not in frozen
-
     constant = {
         id(value) for x, value in brought.values() if _platform.is_variable(x) and not is_trained(x)
     }
