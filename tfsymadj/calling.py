@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 
 import keras
 import tensorflow as tf
@@ -81,6 +82,26 @@ def build(dynamics, y, args, autonomous):
         dynamics(*inputs)
 
 
+def variables(dynamics, y, args, autonomous):
+    """The `tf.Variable`s that the dynamics read, from one trace; lazy ones are created.
+
+    The arguments are those of `build`.
+    """
+
+    def spec(x):
+        return tf.TensorSpec(x.shape, x.dtype)
+
+    y, args = tf.nest.map_structure(spec, (y, tuple(args)))
+    t = tf.TensorSpec([], tf.nest.flatten(y)[0].dtype.real_dtype)
+
+    @functools.partial(tf.function, autograph=False)
+    def evaluate(t, y, args):
+        return call(dynamics, t, y, args, autonomous)
+
+    with tf.init_scope():
+        return evaluate.get_concrete_function(t, y, args).graph.variables
+
+
 def is_functional(dynamics):
     """Whether the dynamics are a Keras model called with one list of inputs."""
     return isinstance(dynamics, keras.Model) and hasattr(dynamics, "inputs")
@@ -93,7 +114,9 @@ def is_autonomous(dynamics, args, autonomous):
         dynamics: the user's callable.
         args: tuple of further arguments.
         autonomous: True, False, or None to find out for Keras layers: autonomous if `call` takes
-            one positional tensor argument (besides `args`), or a functional model one input.
+            one positional tensor argument (besides `args`), or a functional model one input. Where
+            optional arguments leave both possible, a first one called `t`, `time` or `s` is the
+            time.
     """
     if autonomous is not None:
         if not isinstance(autonomous, bool):
@@ -107,11 +130,17 @@ def is_autonomous(dynamics, args, autonomous):
     parameters = [
         p
         for p in inspect.signature(dynamics.call).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        and p.default is p.empty
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
         and p.name not in ("training", "mask")
     ]
-    return len(parameters) <= 1 + len(args)
+    required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    if len(required) < 2:
+        return True
+    most = math.inf if parameters[-1].kind is parameters[-1].VAR_POSITIONAL else len(parameters)
+    fits_without, fits_with = (len(required) <= n + len(args) <= most for n in (1, 2))
+    if fits_without and fits_with:  # (t, y, a=None) or (y, a, b=None): only the name can tell
+        return parameters[0].name not in ("t", "time", "s")
+    return fits_without
 
 
 def _converted(dynamics):
