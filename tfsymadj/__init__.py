@@ -2,15 +2,17 @@
 
 import importlib
 
-from tfsymadj import layers
+from tfsymadj import _backend, callbacks, layers  # noqa: F401 - the backend's check comes first
 from tfsymadj.controllers import ConstantSteps, Controller, PIController
 from tfsymadj.gradients import (
     Backprop,
     ContinuousAdjoint,
     Gradient,
+    NoGradient,
     SolveCheckpoint,
     StepCheckpoint,
     SymplecticAdjoint,
+    no_gradient,
 )
 from tfsymadj.layers import ODELayer
 from tfsymadj.solution import Solution, Stats, Status
@@ -27,6 +29,7 @@ __all__ = [
     "ContinuousAdjoint",
     "Controller",
     "Gradient",
+    "NoGradient",
     "ODELayer",
     "PIController",
     "Solution",
@@ -35,7 +38,9 @@ __all__ = [
     "Status",
     "StepCheckpoint",
     "SymplecticAdjoint",
+    "callbacks",
     "layers",
+    "no_gradient",
     "odeint",
     "solve",
 ]

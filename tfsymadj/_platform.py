@@ -1,4 +1,4 @@
-"""The one place that reaches into TensorFlow's private modules, and why.
+"""The one place that reaches into TensorFlow's and Keras' private parts, and why.
 
 TensorFlow has no public way to say "while this Python function is traced, let a variable's read,
 or an eager tensor that it closes over, be that tensor of this graph". A backward pass needs it: a
@@ -7,12 +7,16 @@ gradient function that reads variables or captures eager tensors itself breaks i
 `variables=` are read in the same place. So what the dynamics use is brought into the graph once,
 outside of the solver, and the solver's loops see tensors of their graph (closure conversion).
 
+Nor has Keras a public way to say "this `tf.Variable`, which somebody else made, is one of the
+layer's variables" (`adopted`).
+
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
 """
 
 import contextlib
 import threading
 
+import keras
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.framework import func_graph, op_def_registry, ops
@@ -130,3 +134,32 @@ def tapes_record():
 def recording_tapes(tensor):
     """How many of the recording tapes have seen how `tensor` was computed: 0, 1, or 2 for more."""
     return pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes([tensor])
+
+
+class _AdoptedVariable(keras.Variable):
+    """A Keras variable whose storage is a `tf.Variable` that there is already."""
+
+    def __init__(self, variable):
+        self._adopted = variable
+        super().__init__(
+            self._never_called,
+            shape=tuple(variable.shape),
+            dtype=variable.dtype.name,
+            trainable=variable.trainable,
+            name=variable.name.split(":")[0].replace("/", "_"),
+        )
+
+    def _initialize_with_initializer(self, initializer):
+        self._initialize(self._adopted)
+
+    @staticmethod
+    def _never_called(shape, dtype=None):
+        raise AssertionError
+
+
+def adopted(variable):
+    """The Keras variable of a `tf.Variable`: always the same, or it would be trained twice."""
+    found = getattr(variable, "_tfsymadj_adopted", None)
+    if found is None:
+        found = variable._tfsymadj_adopted = _AdoptedVariable(variable)
+    return found

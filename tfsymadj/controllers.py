@@ -61,6 +61,14 @@ class Controller:
         """The number of steps for the times `ts`, int or int32 scalar; None if it is not known."""
         return None
 
+    def table(self, times):
+        """All steps for times that are numbers, `(ends, steps, hits_end)`: NumPy arrays of the
+        times after the steps, the signed steps, and whether they end at an entry of `times`.
+
+        None if they are not known beforehand.
+        """
+        return None
+
     def initial_state(self, first_step):
         """The loop's first state, a nest of tensors.
 
@@ -151,6 +159,14 @@ class ConstantSteps(Controller):
                 return int(tf.reduce_sum(self._count(tf.constant(np.diff(static)))))
         return total
 
+    def table(self, times):
+        with tf.init_scope():
+            counts = self._count(tf.constant(np.diff(times))).numpy()
+        ends = [np.linspace(a, b, n + 1)[1:] for a, b, n in zip(times, times[1:], counts)]
+        steps = [np.full(n, (b - a) / n) for a, b, n in zip(times, times[1:], counts)]
+        hits_end = [np.arange(n) == n - 1 for n in counts]
+        return np.concatenate(ends), np.concatenate(steps), np.concatenate(hits_end)
+
     def initial_state(self, first_step):
         return tf.zeros([], tf.int32)
 
@@ -164,6 +180,33 @@ class ConstantSteps(Controller):
 
     def adapt(self, state, proposal, error):
         return tf.constant(True), tf.where(proposal.hits_end, 0, state + 1)
+
+
+class TabulatedSteps(Controller):
+    """Steps that are known beforehand, as constants of the graph; times have no gradient.
+
+    Args:
+        ends: the times after the steps.
+        steps: the signed steps.
+        hits_end: whether a step ends at an output time.
+    """
+
+    def __init__(self, ends, steps, hits_end):
+        self._ends, self._steps, self._hits_end = ends, steps, hits_end
+
+    def num_steps(self, ts):
+        return len(self._steps)
+
+    def initial_state(self, first_step):
+        return tf.zeros([], tf.int32)
+
+    def propose(self, state, t, start, end):
+        step, after = (tf.gather(tf.constant(x, t.dtype), state) for x in (self._steps, self._ends))
+        zero = tf.zeros([], t.dtype)
+        return Proposal(step, after, tf.gather(tf.constant(self._hits_end), state), zero, zero)
+
+    def adapt(self, state, proposal, error):
+        return tf.constant(True), state + 1
 
 
 class _PIState(NamedTuple):

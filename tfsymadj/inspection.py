@@ -76,6 +76,17 @@ def variables(x):
     return trained, [v for v in found.values() if id(v) not in kept]
 
 
+def keras_variables(x):
+    """The Keras variables that a callable uses, by storage, as far as closures tell."""
+    walk = _Walk()
+    walk.key(x)
+    return {
+        _platform.storage(variable.value): variable
+        for variable in walk.variables
+        if isinstance(variable, keras.Variable)
+    }
+
+
 def refuse_unbuilt(x):
     """Refuses Keras layers that have no weights yet.
 

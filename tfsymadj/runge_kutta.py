@@ -45,16 +45,17 @@ def rk_step(dynamics, tableau, t, h, ys, first=None):
     """
     stages, slopes = [], []
     for i in range(tableau.num_rows):
-        if i == 0:
-            stage = ys
-        else:
-            row = _coefficients(h, tableau.a[i], ys)
-            stage = _add(ys, _combine(row, slopes, ys))
-        stages.append(stage)
-        if i == 0 and first is not None:
-            slopes.append(first)
-        else:
-            slopes.append(dynamics(t + tableau.c[i] * h, stage))
+        with tf.name_scope(f"stage_{i + 1}"):
+            if i == 0:
+                stage = ys
+            else:
+                row = _coefficients(h, tableau.a[i], ys)
+                stage = _add(ys, _combine(row, slopes, ys))
+            stages.append(stage)
+            if i == 0 and first is not None:
+                slopes.append(first)
+            else:
+                slopes.append(dynamics(t + tableau.c[i] * h, stage))
     increments = _combine(_coefficients(h, tableau.b, ys), slopes, ys)
     errors = None
     if tableau.adaptive:
@@ -114,17 +115,18 @@ def rk_step_adjoint(dynamics, tableau, t, h, stage, adjoints, variables=(), with
         if not active[i]:
             continue
         later = [j for j in products if tableau.a[j][i] != 0]
-        row = _coefficients(h, [tableau.a[j][i] for j in later], adjoints)
-        weights = _scale(_coefficients(-h, [tableau.b[i]], adjoints), adjoints)
-        weights = _combine(row, [products[j] for j in later], adjoints, start=weights)
-        # One stage's activations at a time: not even the evaluation starts before the
-        # stage after this one is through.
-        ys = after(latest, stage(i))
-        products[i], dt, dcaptured, dvariables, values = dynamics.vjp(
-            t + tableau.c[i] * h, ys, weights, variables, with_values=with_time
-        )
-        latest = products[i]
-        sums = _subtract(h, sums, [*dcaptured, *dvariables])
+        with tf.name_scope(f"adjoint_of_stage_{i + 1}"):
+            row = _coefficients(h, [tableau.a[j][i] for j in later], adjoints)
+            weights = _scale(_coefficients(-h, [tableau.b[i]], adjoints), adjoints)
+            weights = _combine(row, [products[j] for j in later], adjoints, start=weights)
+            # One stage's activations at a time: not even the evaluation starts before the
+            # stage after this one is through.
+            ys = after(latest, stage(i))
+            products[i], dt, dcaptured, dvariables, values = dynamics.vjp(
+                t + tableau.c[i] * h, ys, weights, variables, with_values=with_time
+            )
+            latest = products[i]
+            sums = _subtract(h, sums, [*dcaptured, *dvariables])
         latest = [*latest, *(x for x in sums if x is not None)]
         if with_time:
             dt = tf.zeros([], tf.float64) if dt is None else dt

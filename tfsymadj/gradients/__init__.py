@@ -3,6 +3,7 @@
 from tfsymadj.gradients.backprop import Backprop
 from tfsymadj.gradients.continuous_adjoint import ContinuousAdjoint
 from tfsymadj.gradients.gradient import Gradient
+from tfsymadj.gradients.no_gradient import NoGradient, gradient_is_wanted, no_gradient
 from tfsymadj.gradients.solve_checkpoint import SolveCheckpoint
 from tfsymadj.gradients.step_checkpoint import StepCheckpoint
 from tfsymadj.gradients.symplectic_adjoint import SymplecticAdjoint
@@ -20,13 +21,15 @@ GRADIENTS = {
 def get_gradient(gradient):
     """A gradient object from its name; objects are returned as they are.
 
+    Inside of `no_gradient` it is `NoGradient` whatever is asked for.
+
     Raises:
         ValueError: for an unknown name.
     """
-    if isinstance(gradient, Gradient):
-        return gradient
     if isinstance(gradient, str) and gradient in GRADIENTS:
-        return GRADIENTS[gradient]()
+        gradient = GRADIENTS[gradient]()
+    if isinstance(gradient, Gradient):
+        return gradient if gradient_is_wanted() else NoGradient()
     raise ValueError(
         f"`gradient` must be one of {sorted(GRADIENTS)}, or an object such as "
         f"`SymplecticAdjoint()`. Received: {gradient!r}"
@@ -38,8 +41,11 @@ __all__ = [
     "Backprop",
     "ContinuousAdjoint",
     "Gradient",
+    "NoGradient",
     "SolveCheckpoint",
     "StepCheckpoint",
     "SymplecticAdjoint",
     "get_gradient",
+    "gradient_is_wanted",
+    "no_gradient",
 ]

@@ -67,7 +67,8 @@ class Recomputing(Gradient):
 
             def backward(*cotangents, variables=()):
                 variables = list(variables or ())
-                gradients = self.backward(here, recording, integral, variables, cotangents)
+                with tf.name_scope(type(self).__name__):
+                    gradients = self.backward(here, recording, integral, variables, cotangents)
                 found = [*gradients.ys, gradients.ts, *gradients.captured]
                 found = poison(found, integral.status)
                 if not variables:

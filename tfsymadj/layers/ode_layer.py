@@ -7,14 +7,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj import calling
+from tfsymadj import _platform, calling, inspection
 from tfsymadj.controllers import ConstantSteps, PIController
-from tfsymadj.gradients import GRADIENTS
+from tfsymadj.gradients import GRADIENTS, NoGradient, gradient_is_wanted
 from tfsymadj.solve import check_options, solve
 from tfsymadj.tableaus import ButcherTableau
 
-for _class in (ButcherTableau, ConstantSteps, PIController, *GRADIENTS.values()):
+for _class in (ButcherTableau, ConstantSteps, PIController, NoGradient, *GRADIENTS.values()):
     keras.saving.register_keras_serializable(package="tfsymadj")(_class)
+
+
+#: Counts of `Stats` that are metrics, and their names.
+_TRACKED = {
+    "num_evaluations": "evaluations",
+    "num_accepted": "accepted_steps",
+    "num_rejected": "rejected_steps",
+}
 
 
 @keras.saving.register_keras_serializable(package="tfsymadj")
@@ -24,7 +32,8 @@ class ODELayer(keras.Layer):
     Args:
         dynamics: Keras layer or model, or any callable `(t, y, *args) -> dy/dt`. A layer whose
             `call` has one positional argument, and a functional model of one input, are called
-            as `dynamics(y)`.
+            as `dynamics(y)`. The variables of `tf.Module`s, of models of `tf_keras` and of plain
+            functions are among the layer's too.
         t: the times, at least two, strictly increasing or decreasing.
         return_sequences: whether the states at all times are returned, or the last one only.
         method: as in `tfsymadj.solve`, like all further options.
@@ -39,17 +48,22 @@ class ODELayer(keras.Layer):
         gradient: how the layer is differentiated, a name or an object; see `solve`.
         autonomous: whether the dynamics are called without the time; None: see `dynamics`.
         on_failure: `"raise"` or `"status"`.
+        track_stats: whether the means of evaluations, accepted and rejected steps of a solve are
+            metrics of the layer, and so in the logs of `fit` and `evaluate`; they are called
+            `<name>_evaluations`, `<name>_accepted_steps` and `<name>_rejected_steps`.
         **kwargs: `name`, `dtype` and the like of `keras.Layer`.
 
     Call arguments:
         y0: tensor `(batch, ...)`, or a nest of such tensors.
-        t: times in place of the layer's own; a 1-D tensor, never cast to the layer's dtype.
+        t: times in place of the layer's own, one grid for the batch: a 1-D tensor, never cast to
+            the layer's dtype. For times of each example see `tfsymadj.layers.RescaledTime`.
         args: further arguments of the dynamics; gradients reach them.
         training: handed to the dynamics if they take it.
 
     Output shape:
         That of `y0`; with `return_sequences` `(batch, len(t), ...)`. The dtype is the layer's
-        `compute_dtype`; with half precision the state is still held and summed in float32.
+        `compute_dtype`; with half precision the state is still held and summed in float32. A mask
+        of `y0` is one of the output, but for `return_sequences`.
 
     Raises:
         ValueError, TypeError: see `tfsymadj.solve`.
@@ -85,11 +99,13 @@ class ODELayer(keras.Layer):
         gradient="symplectic_adjoint",
         autonomous=None,
         on_failure="raise",
+        track_stats=False,
         **kwargs,
     ):
         # The times must not be cast, nor the state to half precision: `call` casts.
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.dynamics = dynamics
         self.t = tuple(float(x) for x in np.ravel(np.asarray(t, np.float64)))
         self.return_sequences = return_sequences
@@ -108,34 +124,70 @@ class ODELayer(keras.Layer):
             "on_failure": on_failure,
         }
         check_options(dynamics, self.t, **self._solver)
+        self.track_stats = track_stats
+        self._counts = {
+            count: keras.metrics.Mean(f"{self.name}_{name}")
+            for count, name in (_TRACKED.items() if track_stats else ())
+        }
+        self._specs = None
         self._takes_training = isinstance(dynamics, keras.Layer) and (
             "training" in inspect.signature(dynamics.call).parameters
         )
 
-    def build(self, y0_shape, t_shape=None, args_shape=()):
-        def symbolic(shape):
-            return keras.KerasTensor(shape, self._state_dtype)
+    def __call__(self, y0, *args, **kwargs):
+        if not self.built:  # Keras tells `build` the shapes of `y0` and `t` only
+            given = inspect.signature(self.call).bind(y0, *args, **kwargs).arguments
+            self._specs = keras.tree.map_structure(_spec, (y0, _as_tuple(given.get("args", ()))))
+        return super().__call__(y0, *args, **kwargs)
 
-        y0 = keras.tree.map_shape_structure(symbolic, y0_shape)
-        args = [keras.tree.map_shape_structure(symbolic, shape) for shape in args_shape or ()]
-        calling.build(self.dynamics, y0, args, self._is_autonomous(args))
+    def build(self, y0_shape, t_shape=None):
+        if self._specs is None:
+            self._specs = (
+                keras.tree.map_shape_structure(
+                    lambda shape: keras.KerasTensor(shape, self._state_dtype), y0_shape
+                ),
+                (),
+            )
+        y0, args = self._specs
+        y0 = keras.tree.map_structure(self._state_spec, y0)
+        autonomous = self._is_autonomous(args)
+        calling.build(self.dynamics, y0, args, autonomous)
+        if not isinstance(self.dynamics, keras.Layer):
+            listed = inspection.keras_variables(self.dynamics)
+            for variable in calling.variables(self.dynamics, y0, args, autonomous):
+                self._track_variable(
+                    listed.get(_platform.storage(variable)) or _platform.adopted(variable)
+                )
+
+    def get_build_config(self):
+        return {"specs": keras.saving.serialize_keras_object(self._specs)} if self.built else None
+
+    def build_from_config(self, config):
+        if config:
+            self._specs = keras.saving.deserialize_keras_object(config["specs"])
+            self.build(keras.tree.map_structure(lambda x: x.shape, self._specs[0]))
 
     def call(self, y0, t=None, args=(), training=None):
         state = tf.nest.map_structure(lambda y: self._cast(y, self._state_dtype), y0)
-        args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
-        y = solve(
+        solution = solve(
             functools.partial(self._derivative, bool(training)),
             state,
             self.t if t is None else t,
-            args=args,
+            args=_as_tuple(args),
             autonomous=False,
             **self._solver,
-        ).y
+        )
+        if gradient_is_wanted():  # what is exported for other runtimes writes no variables
+            for count, metric in self._counts.items():
+                metric.update_state(getattr(solution.stats, count))
         if self.return_sequences:
-            y = tf.nest.map_structure(_batch_first, y)
+            y = tf.nest.map_structure(_batch_first, solution.y)
         else:
-            y = tf.nest.map_structure(lambda x: x[-1], y)
+            y = tf.nest.map_structure(lambda x: x[-1], solution.y)
         return tf.nest.map_structure(lambda x: self._cast(x, self.compute_dtype), y)
+
+    def compute_mask(self, inputs, previous_mask):
+        return None if self.return_sequences else previous_mask
 
     def _derivative(self, training, t, y, *args):
         keywords = {"training": training} if self._takes_training else {}
@@ -156,6 +208,10 @@ class ODELayer(keras.Layer):
         """The state's dtype: sums over many steps need float32 at least."""
         half = self.compute_dtype in ("float16", "bfloat16")
         return "float32" if half else self.compute_dtype
+
+    def _state_spec(self, x):
+        floating = keras.backend.is_float_dtype(x.dtype)
+        return keras.KerasTensor(x.shape, self._state_dtype) if floating else x
 
     def _cast(self, x, dtype):
         x = tf.convert_to_tensor(x)
@@ -184,6 +240,7 @@ class ODELayer(keras.Layer):
             "t": list(self.t),
             "return_sequences": self.return_sequences,
             "autonomous": self.autonomous,
+            "track_stats": self.track_stats,
             **{name: serialize(value) for name, value in self._solver.items()},
         }
 
@@ -199,3 +256,12 @@ class ODELayer(keras.Layer):
 
 def _batch_first(y):
     return tf.transpose(y, [1, 0, *range(2, y.shape.rank)])
+
+
+def _as_tuple(args):
+    return tuple(args) if isinstance(args, (tuple, list)) else (args,)
+
+
+def _spec(x):
+    x = x if hasattr(x, "shape") else np.asarray(x, "float32")
+    return keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype))

@@ -1,7 +1,22 @@
-"""Layers for time-dependent dynamics, called as `layer(t, y)` with a scalar t."""
+"""Layers for time-dependent dynamics, called as `layer(t, y)`."""
 
 import keras
 import tensorflow as tf
+
+from tfsymadj import calling
+
+
+def beside(t, y):
+    """The time with the dtype and rank of a state `(batch, ...)`; one for all, or for each example.
+
+    Args:
+        t: tensor of one entry, or of one for each example: `()`, `(batch,)`, `(batch, 1)`.
+        y: tensor `(batch, ...)`.
+
+    Returns:
+        Tensor `(1 or batch, 1, ..., 1)`.
+    """
+    return tf.reshape(tf.cast(t, y.dtype), [-1, *[1] * (y.shape.rank - 1)])
 
 
 @keras.saving.register_keras_serializable(package="tfsymadj")
@@ -12,7 +27,7 @@ class ConcatTime(keras.Layer):
         layer: Keras layer that is called on the longer input.
 
     Call arguments:
-        t: scalar, the time.
+        t: the time, a scalar tensor, or `(batch,)` or `(batch, 1)` for times of each example.
         y: tensor `(batch, ..., channels)`.
 
     Output shape:
@@ -35,7 +50,7 @@ class ConcatTime(keras.Layer):
             self.layer.build((*y_shape[:-1], y_shape[-1] + 1))
 
     def call(self, t, y):
-        column = tf.cast(t, y.dtype) * tf.ones_like(y[..., :1])
+        column = beside(t, y) * tf.ones_like(y[..., :1])
         return self.layer(tf.concat([y, column], -1))
 
     def compute_output_shape(self, t_shape, y_shape):
@@ -68,7 +83,7 @@ class ConcatSquash(keras.Layer):
         activation: name of an activation, or a callable; None: linear.
 
     Call arguments:
-        t: scalar, the time.
+        t: the time, a scalar tensor, or `(batch,)` or `(batch, 1)` for times of each example.
         y: tensor `(batch, ..., channels)`.
 
     Output shape:
@@ -101,9 +116,9 @@ class ConcatSquash(keras.Layer):
         self.shift_kernel = self.add_weight((1, self.units), name="shift_kernel")
 
     def call(self, t, y):
-        t = tf.reshape(tf.cast(t, y.dtype), [1, 1])
-        gate = tf.sigmoid(tf.matmul(t, self.gate_kernel) + self.gate_bias)[0]
-        shift = tf.matmul(t, self.shift_kernel)[0]
+        t = beside(t, y)
+        gate = tf.sigmoid(t * self.gate_kernel[0] + self.gate_bias)
+        shift = t * self.shift_kernel[0]
         outputs = keras.ops.matmul(y, self.kernel) + self.bias
         return self.activation(outputs * gate + shift)
 
@@ -129,7 +144,7 @@ class TimeSequential(keras.Layer):
         layers: list of such layers.
 
     Call arguments:
-        t: scalar, the time.
+        t: the time, a scalar tensor, or `(batch,)` or `(batch, 1)` for times of each example.
         y: tensor.
 
     Output shape:
@@ -157,7 +172,7 @@ class TimeSequential(keras.Layer):
     def call(self, t, y):
         for layer in self.layers:
             y = layer(t, y)
-        return y
+        return tf.cast(y, self.compute_dtype)  # the layers have dtypes of their own
 
     def compute_output_shape(self, t_shape, y_shape):
         for layer in self.layers:
@@ -176,3 +191,78 @@ class TimeSequential(keras.Layer):
         config = dict(config)
         layers = [keras.saving.deserialize_keras_object(layer) for layer in config.pop("layers")]
         return cls(layers, **config)
+
+
+@keras.saving.register_keras_serializable(package="tfsymadj")
+class RescaledTime(keras.Layer):
+    """Dynamics whose time runs at a pace of its own for each example.
+
+    A solve over s from 0 to 1 takes an example from its time `start` to `start + duration`:
+    dy/ds = duration f(start + s duration, y). The batch shares the steps in s. Where the duration
+    is zero, as in a padded entry of a sequence, the state stays what it is, exactly.
+
+    Args:
+        dynamics: layer or callable `(t, y)` or `(y)`, as in `tfsymadj.solve`.
+        autonomous: as in `tfsymadj.solve`.
+
+    Call arguments:
+        s: scalar in [0, 1].
+        y: tensor `(batch, ...)`, or a nest of such tensors.
+        duration: `(batch,)` or `(batch, 1)`, of either sign. Gradients reach it.
+        start: likewise; None: zero.
+
+    The dynamics are called with times `(batch, 1, ..., 1)` of the rank of the state.
+
+    Output shape:
+        That of `y`.
+
+    Example:
+
+    >>> import keras, tensorflow as tf, tfsymadj
+    >>> dynamics = tfsymadj.layers.RescaledTime(keras.layers.Dense(4, "tanh"))
+    >>> layer = tfsymadj.ODELayer(dynamics, t=(0.0, 1.0))
+    >>> layer(tf.ones([3, 4]), args=tf.constant([0.0, 0.5, 2.0])).shape
+    TensorShape([3, 4])
+
+    Source: Chen, Amos, Nickel: Learning Neural Event Functions and Neural Spatio-Temporal Point
+    Processes, arXiv:2011.04583 and arXiv:2011.03902, integrate batches of unequal intervals so.
+    """
+
+    def __init__(self, dynamics, autonomous=None, **kwargs):
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        if not callable(dynamics):
+            raise TypeError(f"`dynamics` must be callable. Received: {dynamics!r}")
+        self.dynamics = dynamics
+        self.autonomous = autonomous
+
+    def build(self, s_shape, y_shape, duration_shape=None, start_shape=None):
+        y = keras.tree.map_shape_structure(
+            lambda shape: keras.KerasTensor(shape, self.compute_dtype), y_shape
+        )
+        calling.build(self.dynamics, y, (), self._is_autonomous())
+
+    def call(self, s, y, duration, start=None):
+        like = tf.nest.flatten(y)[0]
+        duration = beside(duration, like)
+        t = beside(s, like) * duration
+        if start is not None:
+            t = t + beside(start, like)
+        slopes = calling.call(self.dynamics, t, y, (), self._is_autonomous())
+        return tf.nest.map_structure(lambda k: beside(duration, k) * k, slopes)
+
+    def _is_autonomous(self):
+        return calling.is_autonomous(self.dynamics, (), self.autonomous)
+
+    def compute_output_spec(self, s, y, duration, start=None):
+        return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), y)
+
+    def get_config(self):
+        dynamics = keras.saving.serialize_keras_object(self.dynamics)
+        return {**super().get_config(), "dynamics": dynamics, "autonomous": self.autonomous}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        dynamics = keras.saving.deserialize_keras_object(config.pop("dynamics"))
+        return cls(dynamics, **config)

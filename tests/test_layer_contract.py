@@ -1,0 +1,96 @@
+"""Keras' own test of layers: configs, saving, building, dtypes, calls, training."""
+
+import keras
+import numpy as np
+import pytest
+from keras.src import testing
+
+from tfsymadj.layers import ConcatSquash, ConcatTime, ODELayer, RescaledTime, TimeSequential
+
+
+def counts(trainable):
+    return dict(
+        expected_num_trainable_weights=trainable,
+        expected_num_non_trainable_weights=0,
+        expected_num_seed_generators=0,
+        expected_num_losses=0,
+    )
+
+
+class TestLayers(testing.TestCase):
+    def test_ode_layer(self):
+        self.run_layer_test(
+            ODELayer,
+            init_kwargs={
+                "dynamics": keras.layers.Dense(3, "tanh"),
+                "method": "rk4",
+                "num_steps": 2,
+            },
+            input_shape=(2, 3),
+            expected_output_shape=(2, 3),
+            supports_masking=True,
+            **counts(2),
+        )
+
+    def test_ode_layer_of_sequences(self):
+        self.run_layer_test(
+            ODELayer,
+            init_kwargs={
+                "dynamics": ConcatTime(keras.layers.Dense(3, "tanh")),
+                "t": (0.0, 0.5, 1.0),
+                "return_sequences": True,
+                "rtol": 1e-2,
+                "max_steps": 32,
+            },
+            input_shape=(2, 3),
+            expected_output_shape=(2, 3, 3),
+            supports_masking=True,
+            **counts(2),
+        )
+
+    def test_concat_time(self):
+        self.run_layer_test(
+            ConcatTime,
+            init_kwargs={"layer": keras.layers.Dense(4)},
+            input_shape={"t_shape": (), "y_shape": (2, 3)},
+            expected_output_shape=(2, 4),
+            run_training_check=False,  # a scalar time is no input of `fit`
+            **counts(2),
+        )
+
+    def test_concat_squash(self):
+        self.run_layer_test(
+            ConcatSquash,
+            init_kwargs={"units": 4, "activation": "tanh"},
+            input_shape={"t_shape": (), "y_shape": (2, 3)},
+            expected_output_shape=(2, 4),
+            run_training_check=False,  # a scalar time is no input of `fit`
+            **counts(5),
+        )
+
+    def test_time_sequential(self):
+        self.run_layer_test(
+            TimeSequential,
+            init_kwargs={"layers": [ConcatSquash(4, "tanh"), ConcatTime(keras.layers.Dense(3))]},
+            input_shape={"t_shape": (), "y_shape": (2, 3)},
+            expected_output_shape=(2, 3),
+            run_training_check=False,  # a scalar time is no input of `fit`
+            **counts(7),
+        )
+
+    def test_rescaled_time(self):
+        self.run_layer_test(
+            RescaledTime,
+            init_kwargs={"dynamics": ConcatTime(keras.layers.Dense(3))},
+            input_shape={"s_shape": (), "y_shape": (2, 3), "duration_shape": (2,)},
+            expected_output_shape=(2, 3),
+            run_training_check=False,  # a scalar time is no input of `fit`
+            **counts(2),
+        )
+
+
+def test_call_signatures_are_readable():
+    layer = ODELayer(keras.layers.Dense(3))
+    with pytest.raises(TypeError, match="y0"):
+        layer()
+    assert layer(np.ones((2, 3), "float32")).shape == (2, 3)

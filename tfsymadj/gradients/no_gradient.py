@@ -1,0 +1,137 @@
+"""No gradient: for inference and for runtimes that know nothing of TensorFlow's."""
+
+import contextlib
+import dataclasses
+import threading
+
+import tensorflow as tf
+
+from tfsymadj.controllers import TabulatedSteps
+from tfsymadj.gradients.gradient import Gradient, Solved
+from tfsymadj.integrate import Integral, integrate
+from tfsymadj.solution import Status
+
+#: Up to so many output intervals get a loop of their own.
+_MAX_LOOPS = 32
+
+
+class NoGradient(Gradient):
+    """Keeps nothing for a backward pass.
+
+    To differentiate the solve raises `tf.errors.InvalidArgumentError` where the gradient is
+    computed; under XLA, which drops assertions, the gradient is NaN.
+
+    Where the steps are known when the solve is traced (`num_steps` or `step_size`, and times that
+    are numbers), they become tables of float32 constants, so that a model of float32 states
+    consists of float32 operations and converts to TFLite and ONNX; with at most 33 output times,
+    since these know no lists of tensors whose sizes are not static. See `no_gradient`.
+
+    Example:
+
+    >>> import tfsymadj
+    >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient=tfsymadj.NoGradient())
+    """
+
+    def solve(self, problem):
+        first, *others = _parts(problem)
+        result = integrate(first)
+        for part in others:
+            part = dataclasses.replace(part, ys=[y[-1] for y in result.ys])
+            result = _joined(result, integrate(part))
+        return Solved(
+            list(_without_gradient(*result.ys)),
+            result.status,
+            tf.cast(result.time, tf.float64),
+            result.num_steps,
+            result.num_accepted,
+            result.num_evaluations,
+            tf.zeros([], tf.int32),
+        )
+
+
+@tf.custom_gradient
+def _without_gradient(*ys):
+    def backward(*cotangents):
+        # Not an exception, nor `tf.raw_ops.PreventGradient`: a SavedModel holds this function, and
+        # other runtimes don't know that operation.
+        message = (
+            "This solve was made without a gradient, by `NoGradient` or inside of `no_gradient()`. "
+            "Choose another `gradient`, or make the function outside of the context."
+        )
+        with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
+            return [g * tf.cast(float("nan"), g.dtype) for g in cotangents]
+
+    return [tf.identity(y) for y in ys], backward
+
+
+def _parts(problem):
+    """The problem with tables of its steps, cut at the output times; if they are known."""
+    times, controller = tf.get_static_value(problem.ts), problem.controller
+    single = all(y.dtype.real_dtype == tf.float32 for y in problem.ys)
+    if times is None or not single or controller.table(times) is None:
+        return [problem]
+    count = len(times) - 1
+    cuts = [times[m : m + 2] for m in range(count)] if count <= _MAX_LOOPS else [times]
+    return [
+        dataclasses.replace(
+            problem,
+            ts=tf.constant(cut, tf.float32),
+            controller=TabulatedSteps(*controller.table(cut)),
+            max_steps=len(controller.table(cut)[0]),
+            known_length=True,
+        )
+        for cut in cuts
+    ]
+
+
+def _joined(first, second):
+    """The `Integral` of two solves one after the other."""
+    well = tf.equal(first.status, int(Status.SUCCESS))
+    return Integral(
+        [tf.concat([a, b[1:]], 0) for a, b in zip(first.ys, second.ys)],
+        tf.where(well, second.status, first.status),
+        tf.where(well, second.time, first.time),
+        first.num_steps + second.num_steps,
+        first.num_accepted + second.num_accepted,
+        first.num_evaluations + second.num_evaluations,
+        None,
+        None,
+    )
+
+
+class _Active(threading.local):
+    value = False
+
+
+_active = _Active()
+
+
+def gradient_is_wanted():
+    """Whether this thread is outside of `no_gradient`."""
+    return not _active.value
+
+
+@contextlib.contextmanager
+def no_gradient():
+    """A context in which every solve that is called or traced has the gradient `NoGradient`.
+
+    What is traced inside stays so: a model exported inside has no gradient, keeps no checkpoints
+    and converts to TFLite and ONNX, if its steps are fixed.
+
+    Example:
+
+    >>> import keras, tensorflow as tf, tfsymadj
+    >>> layer = tfsymadj.ODELayer(keras.layers.Dense(2), method="rk4", num_steps=10)
+    >>> model = keras.Sequential([keras.Input((2,)), layer])
+    >>> with tfsymadj.no_gradient():
+    ...     signature = tf.TensorSpec([1, 2])
+    ...     function = tf.function(model).get_concrete_function(signature)
+    ...     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
+    >>> len(converter.convert()) > 0
+    True
+    """
+    before, _active.value = _active.value, True
+    try:
+        yield
+    finally:
+        _active.value = before
