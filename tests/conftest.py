@@ -13,10 +13,16 @@ import tensorflow as tf
 
 import tfsymadj
 
+
+def slow(*values, **options):
+    """A combination for the long runs only: its parts are each in a fast one."""
+    return pytest.param(*values, marks=pytest.mark.slow, **options)
+
+
 #: Ways to run a computation: op by op, as a graph, compiled by XLA.
 MODES = ("eager", "graph", "xla")
 #: The same, for tests of many cases: compiling all of them by XLA takes too long for every change.
-XLA_SLOW = ("eager", "graph", pytest.param("xla", marks=pytest.mark.slow))
+XLA_SLOW = ("eager", "graph", slow("xla"))
 
 
 @pytest.fixture(scope="session", autouse=True)

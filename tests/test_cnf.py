@@ -7,7 +7,7 @@ import scipy.linalg
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
-from conftest import MODES, XLA_SLOW, relative_error, run
+from conftest import MODES, XLA_SLOW, relative_error, run, slow
 
 import tfsymadj
 from tfsymadj import Backprop
@@ -520,7 +520,7 @@ def test_condition_of_another_batch():
 
 
 @pytest.mark.parametrize("mode", XLA_SLOW)
-@pytest.mark.parametrize("trace", [pytest.param("exact", marks=pytest.mark.slow), "hutchinson"])
+@pytest.mark.parametrize("trace", [slow("exact"), "hutchinson"])
 def test_sample_and_log_prob(trace, mode):
     chain = tfb.Chain([CNF(Field(seed=k), trace=trace, name=f"flow_{k}", **FINE) for k in range(2)])
     base = tfd.Independent(

@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import XLA_SLOW, relative_error, run
+from conftest import XLA_SLOW, relative_error, run, slow
 
 import tfsymadj
 from tfsymadj.layers import ConcatTime, ODELayer, RescaledTime
 
 FLOAT64 = 1e-12
 OPTIONS = dict(method="heun", num_steps=3, dtype="float64")
-FEW_MODES = (pytest.param("eager", marks=pytest.mark.slow), *XLA_SLOW[1:])
+FEW_MODES = (slow("eager"), *XLA_SLOW[1:])
 
 
 def dense(units=3, seed=0):

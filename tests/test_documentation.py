@@ -8,14 +8,18 @@ import sys
 import pytest
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
+PAGES = sorted((README.parent / "docs").glob("*.md"))
 MODULES = [
     "bijectors.cnf",
     "bijectors.discrete",
     "bijectors.ode_solve_fn",
     "bijectors.traces",
+    "callbacks",
     "controllers",
     "gradients.backprop",
+    "gradients.no_gradient",
     "gradients.symplectic_adjoint",
+    "layers.energy_layers",
     "layers.ode_layer",
     "layers.time_layers",
     "solve",
@@ -23,11 +27,25 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+def blocks_of(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(4))
 def test_readme(number):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    blocks = blocks_of(README)
+    assert len(blocks) == 4
     exec(compile(blocks[number], f"README.md, example {number}", "exec"), {})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages(page, monkeypatch, tmp_path):
+    """A page's blocks run one after the other."""
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": page.stem}
+    for number, block in enumerate(blocks_of(page)):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import relative_error
+from conftest import relative_error, slow
 
 from tfsymadj.layers import ODELayer
 
@@ -92,7 +92,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jit", [False, slow(True)])
 def test_trains(kind, jit):
     make, count = KINDS[kind]
     layer = ODELayer(make(), **FIXED)
@@ -185,8 +185,9 @@ def test_export(tmp_path):
     )
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch", "numpy"])
-@pytest.mark.parametrize("where", ["environment", "file"])
+@pytest.mark.parametrize(
+    "backend, where", [("jax", "environment"), ("torch", "file"), ("numpy", "environment")]
+)
 def test_other_backends_are_refused(backend, where, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
     environment["KERAS_HOME"] = str(tmp_path)

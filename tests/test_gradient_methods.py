@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, XLA_SLOW, everything, gradients, loss, mlp, relative_error, run
+from conftest import MODES, XLA_SLOW, everything, gradients, loss, mlp, relative_error, run, slow
 from test_gradients import FLOAT64, counts
 from test_memory import MIB, STATE_SIZE, peak, rk4
 
@@ -246,7 +246,7 @@ def long_gradients(dtype, gradient, num_steps, mode):
 
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
-@pytest.mark.parametrize("num_steps", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_steps", [100, slow(10_000)])
 def test_rounding_does_not_grow_with_the_steps(num_steps, mode):
     """Within a few roundings of the exact gradient of the same steps, however many."""
     exact = long_gradients(tf.float64, SymplecticAdjoint(), num_steps, mode)

@@ -6,7 +6,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, XLA_SLOW, everything, gradients, loss, mlp, relative_error, run
+from conftest import (
+    MODES,
+    XLA_SLOW,
+    everything,
+    gradients,
+    loss,
+    mlp,
+    relative_error,
+    run,
+    slow,
+)
 
 import tfsymadj
 from tfsymadj import METHODS, Backprop, ButcherTableau, SymplecticAdjoint
@@ -19,11 +29,6 @@ ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.adaptive]
 
 # Both gradients are the same sums in another order: a few hundred roundings of 1e-16 and 6e-8.
 FLOAT64, FLOAT32 = 1e-12, 1e-6
-
-
-def slow(*values, **options):
-    """A combination for the long runs only: its parts are each in a fast one."""
-    return pytest.param(*values, marks=pytest.mark.slow, **options)
 
 
 SHORT = dict(method="rk4", num_steps=3)

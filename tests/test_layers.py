@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import slow
 
 import tfsymadj
 from tfsymadj.layers import ConcatSquash, ConcatTime, ODELayer, TimeSequential
@@ -61,8 +62,17 @@ def model_of(layer):
     return model
 
 
-@pytest.mark.parametrize("dynamics", [network, squashed, autonomous])
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    "dynamics, jit",
+    [
+        (network, False),
+        (network, True),
+        (squashed, False),
+        slow(squashed, True),
+        slow(autonomous, False),
+        (autonomous, True),
+    ],
+)
 def test_sequential_model_trains(dynamics, jit, data):
     model = model_of(ODELayer(dynamics(), **FIXED))
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit)
@@ -170,7 +180,7 @@ def test_nested_state():
         {"controller": tfsymadj.PIController(1e-4, 1e-6, integral=1.0), "t": (1.0, 0.5, 0.0)},
     ],
 )
-@pytest.mark.parametrize("dynamics", [network, squashed, lambda: decay])
+@pytest.mark.parametrize("dynamics", [network, slow(squashed), lambda: decay])
 def test_keras_file_round_trip(options, dynamics, data, tmp_path):
     model = model_of(ODELayer(dynamics(), **options))
     expected = model.predict(data[0], verbose=0)
@@ -206,8 +216,15 @@ print("agrees")
 """
 
 
-@pytest.mark.parametrize("kind", ["export", "save"])
-@pytest.mark.parametrize("options", [FIXED, {"rtol": 1e-4, "max_steps": 64}])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("export", FIXED),
+        slow("save", FIXED),
+        slow("export", {"rtol": 1e-4, "max_steps": 64}),
+        ("save", {"rtol": 1e-4, "max_steps": 64}),
+    ],
+)
 def test_saved_model_has_gradients_in_a_fresh_process(kind, options, data, tmp_path):
     model = model_of(ODELayer(network(), **options))
     x = data[0][:8]

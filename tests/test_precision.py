@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import XLA_SLOW, run
+from conftest import run, slow
 
 from tfsymadj.layers import ConcatSquash, ConcatTime, ODELayer, TimeSequential
 
@@ -43,8 +43,17 @@ def gradients(layer, mode, scale=1.0):
     return [g.numpy() / scale for g in run(compute, mode)]
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
-@pytest.mark.parametrize("dynamics", [network, squashed])
+@pytest.mark.parametrize(
+    "dynamics, mode",
+    [
+        (network, "eager"),
+        slow(network, "graph"),
+        slow(network, "xla"),
+        slow(squashed, "eager"),
+        (squashed, "graph"),
+        slow(squashed, "xla"),
+    ],
+)
 def test_gradients_within_the_precision_of_the_dynamics(policy, dynamics, mode):
     layer = ODELayer(dynamics(), method="rk4", num_steps=8)
     found = gradients(layer, mode)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import slow
 
 import tfsymadj
 from tfsymadj.layers import ConcatSquash, ConcatTime, ODELayer, RescaledTime, TimeSequential
@@ -132,7 +133,7 @@ print("tuned")
 """
 
 
-@pytest.mark.parametrize("options", [FIXED, {"rtol": 1e-4, "max_steps": 64}])
+@pytest.mark.parametrize("options", [FIXED, slow({"rtol": 1e-4, "max_steps": 64})])
 def test_fine_tuning_where_the_package_is_not(options, tmp_path):
     model = model_of(**options)
     np.savez(tmp_path / "data.npz", x=X, y=model(X), target=Y)
@@ -201,6 +202,12 @@ def test_no_gradient_keeps_nothing():
     assert peak < 10 * 2**18  # a few states; the checkpoints alone would be forty
 
 
+CONVERTED = pytest.mark.parametrize(
+    "dynamics, sequences",
+    [(network, True), (squashed, False), slow(network, False), slow(squashed, True)],
+)
+
+
 def run_tflite(content, x):
     interpreter = tf.lite.Interpreter(model_content=content)
     (entry,) = interpreter.get_input_details()
@@ -212,8 +219,7 @@ def run_tflite(content, x):
 
 
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
-@pytest.mark.parametrize("dynamics", [network, squashed])
-@pytest.mark.parametrize("sequences", [False, True])
+@CONVERTED
 def test_tflite(dynamics, sequences, tmp_path):
     t = (0.0, 0.5, 2.0) if sequences else (0.0, 1.0)
     model = model_of(dynamics, t=t, return_sequences=sequences, track_stats=True, **FIXED)
@@ -223,8 +229,7 @@ def test_tflite(dynamics, sequences, tmp_path):
     np.testing.assert_allclose(run_tflite(path.read_bytes(), X), model(X), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dynamics", [network, squashed])
-@pytest.mark.parametrize("sequences", [False, True])
+@CONVERTED
 def test_onnx(dynamics, sequences, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("tf2onnx")
