@@ -1,6 +1,22 @@
-"""Keras layers: the neural ODE, and layers for time-dependent dynamics called as `(t, y)`."""
+"""Keras layers: the neural ODE, and layers to make its dynamics of."""
 
+from tfsymadj.layers.energy_layers import (
+    EnergyDynamics,
+    HamiltonianDynamics,
+    PeriodicDifference,
+    SecondOrderDynamics,
+)
 from tfsymadj.layers.ode_layer import ODELayer
 from tfsymadj.layers.time_layers import ConcatSquash, ConcatTime, RescaledTime, TimeSequential
 
-__all__ = ["ConcatSquash", "ConcatTime", "ODELayer", "RescaledTime", "TimeSequential"]
+__all__ = [
+    "ConcatSquash",
+    "ConcatTime",
+    "EnergyDynamics",
+    "HamiltonianDynamics",
+    "ODELayer",
+    "PeriodicDifference",
+    "RescaledTime",
+    "SecondOrderDynamics",
+    "TimeSequential",
+]
