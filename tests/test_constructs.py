@@ -90,6 +90,14 @@ def in_time_distributed(gradient):
     return [layer], lambda x: distributed(tf.stack([x, 2.0 * x], 1))
 
 
+def adaptive_in_time_distributed(gradient):
+    layer = ODELayer(
+        dense(), method="bosh3", rtol=1e-2, max_steps=20, gradient=gradient, dtype="float64"
+    )
+    distributed = keras.layers.TimeDistributed(layer, dtype="float64")
+    return [layer], lambda x: distributed(tf.stack([x, 2.0 * x], 1))
+
+
 def in_vectorized_map(gradient):
     layer = ode(gradient, on_failure="status")
     return [layer], lambda x: tf.vectorized_map(lambda y: layer(y[tf.newaxis])[0], x)
@@ -125,6 +133,7 @@ def nested(gradient):
         in_while_loop,
         in_cond,
         in_time_distributed,
+        adaptive_in_time_distributed,
         in_vectorized_map,
         twice,
         nested,

@@ -1,11 +1,24 @@
 """Keras' own test of layers: configs, saving, building, dtypes, calls, training."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
 from keras.src import testing
 
-from tfsymadj.layers import ConcatSquash, ConcatTime, ODELayer, RescaledTime, TimeSequential
+import tfsymadj.layers
+from tfsymadj.layers import (
+    ConcatSquash,
+    ConcatTime,
+    EnergyDynamics,
+    HamiltonianDynamics,
+    ODELayer,
+    PeriodicDifference,
+    RescaledTime,
+    SecondOrderDynamics,
+    TimeSequential,
+)
 
 
 def counts(trainable):
@@ -88,9 +101,43 @@ class TestLayers(testing.TestCase):
             **counts(2),
         )
 
+    def test_energy_dynamics(self):
+        self.run_layer_test(
+            EnergyDynamics,
+            init_kwargs={"energy": keras.layers.Dense(4, "tanh"), "G": PeriodicDifference(1)},
+            input_shape=(2, 5),
+            expected_output_shape=(2, 5),
+            **counts(2),
+        )
+
+    def test_hamiltonian_dynamics(self):
+        self.run_layer_test(
+            HamiltonianDynamics,
+            init_kwargs={"energy": keras.layers.Dense(4, "tanh")},
+            input_shape=(2, 6),
+            expected_output_shape=(2, 6),
+            **counts(2),
+        )
+
+    def test_second_order_dynamics(self):
+        self.run_layer_test(
+            SecondOrderDynamics,
+            init_kwargs={"acceleration": keras.layers.Dense(3, "tanh")},
+            input_shape=(2, 6),
+            expected_output_shape=(2, 6),
+            **counts(2),
+        )
+
 
 def test_call_signatures_are_readable():
     layer = ODELayer(keras.layers.Dense(3))
     with pytest.raises(TypeError, match="y0"):
         layer()
     assert layer(np.ones((2, 3), "float32")).shape == (2, 3)
+
+
+def test_every_layer_is_tested():
+    source = pathlib.Path(__file__).read_text()
+    for name in tfsymadj.layers.__all__:
+        if issubclass(getattr(tfsymadj.layers, name), keras.Layer):
+            assert f"            {name},\n            init_kwargs" in source

@@ -248,7 +248,8 @@ class SecondOrderDynamics(keras.Layer):
             self.acceleration.build(y_shape)
 
     def call(self, y):
-        return tf.concat([y[..., y.shape[-1] // 2 :], self.acceleration(y)], -1)
+        velocity = y[..., y.shape[-1] // 2 :]
+        return tf.concat([velocity, tf.cast(self.acceleration(y), y.dtype)], -1)
 
     def compute_output_shape(self, y_shape):
         return y_shape
