@@ -405,3 +405,10 @@ def test_layers_build_inside_of_a_loop():
 def test_wrong_result_of_own_tableau():
     with pytest.raises(ValueError, match="Received: "):
         ButcherTableau(name="bad", order=3, c=(0, 1), a=((), (1,)), b=(0.5, 0.5))
+
+
+def test_tolerance_below_the_precision():
+    with pytest.warns(UserWarning, match="`rtol` is below the precision of float32.*Received"):
+        solution = tfsymadj.solve(decay, tf.ones([3]), [0.0, 1.0], rtol=1e-12, atol=0.0)
+    assert solution.status == Status.SUCCESS
+    np.testing.assert_allclose(solution.y[-1], np.full(3, np.exp(-1.0)), rtol=1e-5)

@@ -231,6 +231,7 @@ class PIController(Controller):
 
     Args:
         rtol: relative tolerance: a scalar, or an array or nest that broadcasts against the state.
+            One below the state's precision counts as that precision.
         atol: absolute tolerance, likewise. A step is accepted if the root mean square over all
             entries of error / (atol + rtol max(|y_n|, |y_{n+1}|)) is at most one.
         proportional: P.
@@ -356,16 +357,21 @@ class PIController(Controller):
         """Root mean square of x / (atol + rtol magnitude) over all tensors, float64 scalar."""
         total, count = tf.zeros([], tf.float64), tf.zeros([], tf.float64)
         for i, (x, magnitude) in enumerate(zip(xs, magnitudes)):
-            rtol, atol = (
-                tf.cast(tolerance_of(v, i, len(xs)), magnitude.dtype)
-                for v in (self.rtol, self.atol)
-            )
+            rtol, atol = (tolerance_of(v, i, len(xs)) for v in (self.rtol, self.atol))
+            rtol = tf.cast(attainable(rtol, magnitude.dtype), magnitude.dtype)
+            atol = tf.cast(atol, magnitude.dtype)
             # With atol = 0 a component may be exactly zero, and its error too.
             scale = tf.maximum(atol + rtol * magnitude, magnitude.dtype.as_numpy_dtype(1e-37))
             ratio = tf.abs(x) / scale
             total = total + tf.cast(tf.reduce_sum(ratio * ratio), tf.float64)
             count = count + tf.cast(tf.size(x), tf.float64)
         return tf.sqrt(total / tf.maximum(count, 1.0))
+
+
+def attainable(rtol, dtype):
+    """A relative tolerance that rounding errors don't exceed; zero stays zero."""
+    epsilon = np.finfo(dtype.as_numpy_dtype).eps
+    return np.where((np.asarray(rtol) > 0) & (np.asarray(rtol) < epsilon), epsilon, rtol)
 
 
 def tolerance_of(tolerance, i, n):

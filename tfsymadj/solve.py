@@ -2,6 +2,7 @@
 
 import math
 import threading
+import warnings
 import weakref
 
 import keras
@@ -9,7 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfsymadj import calling, inspection
-from tfsymadj.controllers import ConstantSteps, Controller, PIController
+from tfsymadj.controllers import (
+    ConstantSteps,
+    Controller,
+    PIController,
+    attainable,
+    tolerance_of,
+)
 from tfsymadj.dynamics import close
 from tfsymadj.gradients import get_gradient
 from tfsymadj.integrate import Problem
@@ -95,6 +102,7 @@ def solve(
     )  # fmt: skip
     state = _as_state(y0)
     args = _as_args(args)
+    _warn_of_precision(solver["controller"], tf.nest.flatten(state))
     autonomous = calling.is_autonomous(dynamics, args, autonomous)
     options = _Options(**solver, autonomous=autonomous, with_time=with_time)
     calling.build(dynamics, state, args, options.autonomous)
@@ -311,6 +319,20 @@ def _as_controller(controller, tableau, rtol, atol, num_steps, step_size):
             f"`step_size`. Received: method={tableau.name!r}, controller={controller!r}"
         )
     return controller.for_method(tableau)
+
+
+def _warn_of_precision(controller, ys):
+    if not isinstance(controller, PIController):
+        return
+    for i, y in enumerate(ys):
+        rtol = tolerance_of(controller.rtol, i, len(ys))
+        if np.any(attainable(rtol, y.dtype.real_dtype) != rtol):
+            warnings.warn(
+                f"`rtol` is below the precision of {y.dtype.name} and counts as that precision; "
+                f"loosen it, or solve in double precision. Received: rtol={rtol!r}",
+                stacklevel=3,
+            )
+            return
 
 
 def _as_positive(name, value):
