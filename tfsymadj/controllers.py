@@ -127,9 +127,9 @@ class ConstantSteps(Controller):
         if num_steps is not None and (
             isinstance(num_steps, bool)
             or not isinstance(num_steps, (int, np.integer))
-            or num_steps < 1
+            or not 1 <= num_steps < 2**31 - 1
         ):
-            raise ValueError(f"`num_steps` must be a positive integer. Received: {num_steps!r}")
+            raise ValueError(f"`num_steps` must be a positive int32. Received: {num_steps!r}")
         if step_size is not None and not (_is_real(step_size) and 0 < step_size < math.inf):
             raise ValueError(
                 f"`step_size` must be a positive, finite number. Received: {step_size!r}"

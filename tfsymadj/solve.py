@@ -25,6 +25,9 @@ from tfsymadj.tableaus import get_tableau
 
 _ON_FAILURE = ("raise", "status")
 
+#: Days of work, and gigabytes for their times alone: more equal steps are a mistake.
+_MOST_STEPS = 10**8
+
 
 @tf.autograph.experimental.do_not_convert
 def solve(
@@ -181,7 +184,7 @@ def _solve(reference, state, times, args, options, num_steps=None):
     """
     ys = tf.nest.flatten(state)
     function = calling.as_function(reference, state, args, options.autonomous)
-    steps = options.controller.num_steps(times)
+    steps = _as_count(options.controller.num_steps(times))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
         steps = num_steps
     known = steps is not None
@@ -222,7 +225,7 @@ def _solve_compiled(dynamics, state, times, args, options):
     """An eager solve as a compiled function: only so does a custom gradient save memory."""
     steps = options.controller.num_steps(times)
     if steps is not None:
-        steps = tf.constant(int(steps), tf.int32)
+        steps = tf.constant(_as_count(int(steps)), tf.int32)
     # Ranks and dtypes too: a trace is relaxed to unknown sizes, but not to unknown ranks.
     kinds = tuple((x.dtype, x.shape.rank) for x in tf.nest.flatten((state, args)))
     key = (options.key, kinds, inspection.fingerprint(dynamics))
@@ -346,6 +349,16 @@ def _as_positive(name, value):
     if not 0 < number < math.inf:
         raise ValueError(f"`{name}` must be a positive, finite number. Received: {value!r}")
     return number
+
+
+def _as_count(steps):
+    """The number of equal steps, if it is known and one that anybody may have meant."""
+    if isinstance(steps, int) and steps > _MOST_STEPS:
+        raise ValueError(
+            f"`num_steps` must not make more than {_MOST_STEPS:,} steps, nor `step_size`; an "
+            f"adaptive method may do with fewer. Received: {steps:,} steps or more"
+        )
+    return steps
 
 
 def _as_max_steps(max_steps):

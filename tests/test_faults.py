@@ -1,0 +1,225 @@
+"""Faults injected into dynamics and inputs: each one speaks, and leaves everything usable.
+
+Failures of the numbers (NaN, poles, steps exhausted) are in test_solve.py.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import MODES, run, slow
+
+import tfsymadj
+from tfsymadj.layers import ODELayer
+
+FIXED = dict(method="heun", num_steps=3)
+ADAPTIVE = dict(method="bosh3", rtol=1e-3, max_steps=32)
+OPTIONS = pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["fixed", "adaptive"])
+
+
+class Faulty:
+    """Linear dynamics that do something else while `fault` is set."""
+
+    def __init__(self, fault=None):
+        self.w = tf.Variable([[0.5, -0.2], [0.1, 0.3]])
+        self.fault = fault
+        self.calls = 0
+
+    def __call__(self, t, y):
+        self.calls += 1
+        good = y @ self.w
+        return good if self.fault is None else self.fault(self, t, good)
+
+
+def gradients(dynamics, mode, options, y0=None, weight=None):
+    y0 = tf.ones([3, 2]) if y0 is None else y0
+
+    def compute():
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            y = tfsymadj.odeint(dynamics, y0, [0.0, 1.0], **options)[-1]
+            value = tf.reduce_sum(y**2 if weight is None else weight * y)
+        return y, tape.gradient(value, [y0, dynamics.w])
+
+    return run(compute, mode)
+
+
+def check_usable(dynamics, before, mode, options):
+    """The dynamics without their fault, against others that never had one."""
+    dynamics.fault = None
+    np.testing.assert_array_equal(dynamics.w, before)
+    y, found = gradients(dynamics, mode, options)
+    expected_y, expected = gradients(Faulty(), mode, options)
+    np.testing.assert_array_equal(y, expected_y)
+    for a, b in zip(found, expected):
+        np.testing.assert_array_equal(a, b)
+
+
+RESULTS = {
+    "shape": (lambda d, t, k: k[:, :1], ValueError, "shape of `y0`"),
+    "rank": (lambda d, t, k: tf.reduce_sum(k), ValueError, "shape of `y0`"),
+    "dtype": (lambda d, t, k: tf.cast(k, tf.float64), TypeError, "dtype of `y0`"),
+    "number": (lambda d, t, k: 3, ValueError, "shape of `y0`"),
+    "integer": (lambda d, t, k: tf.cast(k, tf.int32), TypeError, "dtype of `y0`"),
+    "none": (lambda d, t, k: None, TypeError, "dynamics"),
+    "text": (lambda d, t, k: "fast", TypeError, "dynamics"),
+    "structure": (lambda d, t, k: (k, k), TypeError, "structure of `y0`"),
+    "empty": (lambda d, t, k: k[:0], ValueError, "shape of `y0`"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", RESULTS)
+def test_wrong_results(name, mode):
+    fault, error, words = RESULTS[name]
+    dynamics = Faulty(fault)
+    before = dynamics.w.numpy()
+    with pytest.raises(error, match=words):
+        gradients(dynamics, mode, FIXED)
+    if name in ("shape", "none"):
+        check_usable(dynamics, before, mode, FIXED)
+
+
+class Mishap(Exception):
+    """Of the user's own."""
+
+
+@OPTIONS
+@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
+def test_exception_at_any_trace(mode, options):
+    """Traced to see what they use, for the forward pass, recomputation and tapes."""
+    healthy = Faulty()
+    gradients(healthy, mode, options)
+    assert healthy.calls > 4
+    for number in {1, 2, healthy.calls // 2, healthy.calls}:
+
+        def fault(dynamics, t, k, number=number):
+            if dynamics.calls == number:
+                raise Mishap(f"at call {number}")
+            return k
+
+        dynamics = Faulty(fault)
+        before = dynamics.w.numpy()
+        with pytest.raises(Exception, match=f"at call {number}") as info:
+            gradients(dynamics, mode, options)
+        # AutoGraph may wrap it, with the place where it happened.
+        assert info.type is Mishap or "Mishap" in str(info.value) or info.type is RuntimeError
+    check_usable(dynamics, before, mode, options)
+
+
+@OPTIONS
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_assertion_inside_of_the_dynamics(mode, options):
+    """Assertions are allowed: one that fails ends the solve with its own message."""
+
+    def fault(d, t, k):
+        with tf.control_dependencies([tf.debugging.assert_less(t, 0.5, "too late")]):
+            return tf.identity(k)
+
+    dynamics = Faulty(fault)
+    before = dynamics.w.numpy()
+    for _ in range(2):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="too late"):
+            gradients(dynamics, mode, options)
+    if mode == "graph":  # an eager solve was compiled with the assertion
+        check_usable(dynamics, before, mode, options)
+
+
+@OPTIONS
+@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
+def test_nan_of_a_cotangent(mode, options):
+    """The solution is fine; the gradients that depend on it are NaN, and nothing hangs."""
+    dynamics = Faulty()
+    weight = tf.constant([[np.nan, 1.0]] * 3, tf.float32)
+    y, found = gradients(dynamics, mode, options, weight=weight)
+    assert np.all(np.isfinite(y))
+    for gradient in found:
+        assert np.any(np.isnan(gradient))
+    check_usable(dynamics, dynamics.w.numpy(), mode, options)
+
+
+@OPTIONS
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bad_args(value, options):
+    def dynamics(t, y, a):
+        return a * y
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="NON_FINITE_DYNAMICS at t = 0"):
+        tfsymadj.odeint(dynamics, tf.ones([2]), [0.0, 1.0], args=value, **options)
+
+
+@pytest.mark.parametrize("jit", [False, slow(True)])
+@OPTIONS
+def test_bad_data_in_fit(jit, options):
+    """`fit` stops with the reason, and the weights are those before the bad batch."""
+    keras.utils.set_random_seed(0)
+    layer = ODELayer(keras.layers.Dense(2, "tanh"), **options)
+    model = keras.Sequential([keras.Input((2,)), layer])
+    model.compile("sgd", "mse", jit_compile=jit)
+    x = np.ones([8, 2], "float32")
+    model.fit(x, x, verbose=0)
+    before = model.get_weights()
+    bad = x.copy()
+    bad[3, 1] = np.nan
+    if jit:  # which drops assertions: the loss tells, and Keras' callback stops
+        stop = keras.callbacks.TerminateOnNaN()
+        loss = model.fit(bad, x, verbose=0, callbacks=[stop]).history["loss"]
+        assert np.isnan(loss[-1])
+        model.set_weights(before)
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="NON_FINITE_STATE"):
+            model.fit(bad, x, verbose=0)
+        for a, b in zip(model.get_weights(), before):
+            np.testing.assert_array_equal(a, b)
+    assert np.isfinite(model.fit(x, x, verbose=0).history["loss"][-1])
+
+
+@pytest.mark.parametrize("mode", ["graph", slow("xla")])
+def test_discontinuous_and_stiff_dynamics_end(mode):
+    """Within their bound of steps, with a right solution or a status."""
+
+    def jump(t, y):
+        return tf.where(t < 0.5, -y, 3.0 * tf.sign(y - 0.2))
+
+    def stiff(t, y):
+        return -1e5 * (y - tf.cos(t))
+
+    def compute():
+        solutions = [
+            tfsymadj.solve(
+                dynamics, tf.ones([2], tf.float64), [0.0, 1.0], rtol=1e-6, max_steps=500,
+                on_failure="status",
+            )
+            for dynamics in (jump, stiff)
+        ]  # fmt: skip
+        return [(s.y[-1], s.status, s.stats.num_steps) for s in solutions]
+
+    (y, status, steps), (lost, failure, most) = run(compute, mode)
+    assert status == tfsymadj.Status.SUCCESS and steps < 200
+    np.testing.assert_allclose(y, np.exp(-0.5) + 1.5 + 0 * y, rtol=1e-4)
+    assert failure == tfsymadj.Status.MAX_STEPS_REACHED and most == 500
+    assert np.all(np.isnan(lost))
+
+
+def test_absurd_sizes_are_refused_without_being_tried():
+    def decay(t, y):
+        return -y
+
+    y0 = tf.ones([2])
+    for options, name in [
+        (dict(max_steps=2**40), "max_steps"),
+        (dict(max_steps=2**30, gradient=tfsymadj.SymplecticAdjoint("steps")), "max_steps"),
+        (dict(max_steps=-1), "max_steps"),
+        (dict(num_steps=10**12), "num_steps"),
+        (dict(num_steps=10**9), "num_steps"),
+        (dict(step_size=1e-300), "step_size"),
+        (dict(gradient=tfsymadj.SymplecticAdjoint(2)), "checkpoints"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
+            tfsymadj.odeint(decay, tf.ones([2**16]) if "gradient" in options else y0, [0.0, 1.0],
+                            **options)  # fmt: skip
+    # More than there is to keep: all is kept.
+    solution = tfsymadj.solve(
+        decay, y0, [0.0, 1.0], num_steps=4, gradient=tfsymadj.SymplecticAdjoint(10**12)
+    )
+    assert solution.status == tfsymadj.Status.SUCCESS
