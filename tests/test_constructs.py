@@ -134,13 +134,26 @@ def nested(gradient):
         in_cond,
         in_time_distributed,
         adaptive_in_time_distributed,
-        in_vectorized_map,
         twice,
         nested,
     ],
 )
 def test_gradients(construct, mode):
     check(construct, normal(2, 3), mode)
+
+
+@pytest.mark.parametrize("mode", [slow("eager"), "graph"])
+def test_vectorized_map(mode):
+    check(in_vectorized_map, normal(2, 3), mode)
+
+
+def test_vectorized_map_under_xla():
+    """The solution only: TensorFlow can't compile the gradient of any loop in there."""
+    _, function = in_vectorized_map("symplectic_adjoint")
+    x = normal(2, 3)
+    with tfsymadj.no_gradient():
+        actual = tf.function(function, jit_compile=True)(x)
+    np.testing.assert_allclose(actual, function(x), rtol=1e-12)
 
 
 @keras.saving.register_keras_serializable(package="tests")
