@@ -102,3 +102,95 @@ def test_flow_maf_tables(tmp_path):
     # A standard normal density, where it starts, gives -61 on average.
     assert before < after
     assert -75 < before < -40
+
+
+@pytest.mark.slow
+def test_energy_fields(tmp_path):
+    """The script itself fails if a learned energy grows or the losses of the gradients differ."""
+    output = run_example("energy_fields.py", "--quick", "--output", tmp_path)
+
+    for equation in ("Korteweg-de Vries", "Cahn-Hilliard"):
+        part = output[output.index(f"{equation}  ") :]
+        *_, mass, _, learned = row("energy-based", part)
+        assert mass < 1e-14
+        assert learned < 1e-3
+    ours, exact = (row(name, output) for name in ("symplectic_adjoint", "backprop"))
+    assert abs(ours[0] / exact[0] - 1) < 0.01
+    assert 5 * ours[-1] < exact[-1]
+    assert (tmp_path / "energy_fields.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_synchronization(tmp_path):
+    output = run_example("synchronization.py", "--quick", "--output", tmp_path)
+
+    distance, alone = re.search(r"at the end +([\d.]+) .*pairs\), ([\d.]+) not", output).groups()
+    assert float(distance) < 0.3 * float(alone)
+    for name in ("sigma", "rho", "beta", "end"):
+        exact, difference = row(name, output)
+        assert abs(exact - difference) < 0.02 * abs(difference) + 1e-3
+    ours, naive = (
+        float(re.search(rf"Peak memory of {name} +([\d.]+) MiB", output)[1])
+        for name in ("symplectic_adjoint", "backprop")
+    )
+    assert 20 * ours < naive
+    assert (tmp_path / "synchronization.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_epidemic(tmp_path):
+    """The script itself fails if SciPy finds another optimum."""
+    output = run_example("epidemic.py", "--quick", "--output", tmp_path)
+
+    names = ["infection, 1/day", "onset, 1/day", "recovery, 1/day", "exposed at start"]
+    for name in [*names, "ill at start", "lost date, day"]:
+        truth, start, estimate, error, covered = row(name, output)
+        assert abs(estimate - truth) < 4 * error
+        assert 0 < error < truth
+        assert start != truth
+        # 20 intervals: 95 % of them on average, less than 70 % once in 60,000 times.
+        assert covered >= 70
+    chi_squared, freedom = map(float, re.search(r"chi squared ([\d.]+), (\d+)", output).groups())
+    assert freedom == 22
+    assert 5 < chi_squared < 55
+    _, _, backward, difference = row("BFGS, gradient by tfsymadj", output)
+    assert backward < 150
+    assert difference < 1e-4
+    _, solves, backward, difference = row("least squares, Jacobian by tfsymadj", output)
+    assert solves > backward > 0 == backward % 28
+    assert difference < 1e-4
+    assert (tmp_path / "epidemic.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_lynx_hare(tmp_path):
+    output = run_example("lynx_hare.py", "--quick", "--output", tmp_path)
+
+    mean = row("mean", output)
+    lotka_volterra, network = (row(name, output) for name in ("Lotka-Volterra", "neural ODE"))
+    for values in (lotka_volterra, network):
+        assert np.all(np.array(values) < mean)
+    # The years fitted and those after, for three cuts; no random number plays a part.
+    known = [0.188, 0.381, 0.189, 0.353, 0.195, 0.356]
+    np.testing.assert_allclose(lotka_volterra, known, atol=3e-3)
+    # Many weights fit better than four rates.
+    assert np.all(np.array(network[::2]) < lotka_volterra[::2])
+    assert (tmp_path / "lynx_hare.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_latent_ode(tmp_path):
+    pytest.importorskip("sktime")
+    output = run_example("latent_ode.py", "--quick", "--output", tmp_path)
+
+    weights, *latent = row("latent ODE", output)
+    gru_weights, *gru = row("GRU", output.replace("GRU -", "-"))
+    difference = row("GRU - latent ODE", output)
+    assert 0.9 < weights / gru_weights < 1.1
+    np.testing.assert_allclose(np.subtract(gru, latent)[::2], difference[::2], atol=2e-4)
+    mean = row("mean of the hour", output)
+    for value, other in zip(latent[::2], mean[::2]):
+        assert 0 < value < other
+    # The data of the package, the split and what is observed are always the same.
+    np.testing.assert_allclose(mean[::2], [0.1656, 0.3577], atol=1e-3)
+    assert (tmp_path / "latent_ode.png").stat().st_size > 10_000
