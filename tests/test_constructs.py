@@ -130,10 +130,10 @@ def nested(gradient):
     "construct",
     [
         in_map_fn,
-        in_while_loop,
-        in_cond,
+        slow(in_while_loop),
+        slow(in_cond),
         in_time_distributed,
-        adaptive_in_time_distributed,
+        slow(adaptive_in_time_distributed),
         twice,
         nested,
     ],
@@ -327,7 +327,7 @@ class TrainStep(keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [slow(False), True])
 def test_custom_train_step(jit):
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
@@ -370,7 +370,7 @@ def _decay(t, y):
     return -y
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [slow(False), True])
 def test_learnable_end_time(jit):
     x = np.ones((4, 1), "float32")
     model = LearnedEnd()

@@ -71,7 +71,7 @@ def test_operators_are_of_second_order(derivative):
     assert abs(np.log2(errors[0] / errors[1]) - 2.0) < 0.05
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.integers(0, 2**20))
 def test_hamiltonian_is_kept_whatever_the_weights(seed):
     dynamics = HamiltonianDynamics(network(seed, 16, 16), dtype="float64")
@@ -82,7 +82,7 @@ def test_hamiltonian_is_kept_whatever_the_weights(seed):
     assert np.any(np.abs(y[-1] - y[0]) > 1e-3)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.integers(0, 2**20), st.sampled_from([0, 1, 2]))
 def test_energy_of_a_field(seed, derivative):
     operator = PeriodicDifference(derivative, 1.0, -1.0 if derivative == 0 else 1.0)

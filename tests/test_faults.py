@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, run, slow
+from conftest import run, slow
 
 import tfsymadj
 from tfsymadj.layers import ODELayer
@@ -68,7 +68,7 @@ RESULTS = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["eager", slow("graph"), slow("xla")])
 @pytest.mark.parametrize("name", RESULTS)
 def test_wrong_results(name, mode):
     fault, error, words = RESULTS[name]

@@ -91,8 +91,15 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("jit", [False, slow(True)])
+@pytest.mark.parametrize(
+    "kind, jit",
+    [
+        ("module", True),
+        *((kind, False) for kind in ("lazy", "function", "over_keras_layer", "tf_keras_model")),
+        *(slow(kind, True) for kind in KINDS if kind != "module"),
+        *(slow(kind, False) for kind in ("module", "plain", "tf_keras_layer")),
+    ],
+)
 def test_trains(kind, jit):
     make, count = KINDS[kind]
     layer = ODELayer(make(), **FIXED)

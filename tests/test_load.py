@@ -4,6 +4,7 @@ import ast
 import concurrent.futures
 import gc
 import multiprocessing
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import slow
 
 import tfsymadj
 from tfsymadj.layers import ConcatTime, ODELayer
@@ -76,7 +78,7 @@ def test_a_deleted_layer_is_collected():
     assert [reference() for reference in dead] == [None, None]
 
 
-@pytest.mark.parametrize("options", [dict(method="heun", num_steps=3), dict(rtol=1e-3)])
+@pytest.mark.parametrize("options", [dict(method="heun", num_steps=3), slow(dict(rtol=1e-3))])
 def test_eight_threads_share_a_layer(options):
     layer = ODELayer(ConcatTime(keras.layers.Dense(3, "tanh")), **options)
     layer(tf.ones([1, 3]))
@@ -118,7 +120,8 @@ if child:
 """
 
 
-@pytest.mark.skipif(not hasattr(multiprocessing, "get_context"), reason="no fork")
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_forked_processes():
     subprocess.run([sys.executable, "-c", _FORK], check=True, timeout=120, cwd=PACKAGE.parent)
 

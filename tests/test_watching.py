@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import slow
 
 import tfsymadj
 from tfsymadj.callbacks import GradientMemory
@@ -24,7 +25,7 @@ def model_of(jit=False, **options):
     return model
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, slow(True)])
 def test_counts_in_the_logs(jit, capsys):
     model = model_of(jit, rtol=1e-5)
     history = model.fit(X, X, batch_size=8, epochs=2, validation_data=(X, X), verbose=2).history
