@@ -97,6 +97,27 @@ def test_training_loop_does_not_retrace(options):
     assert losses[-1] < losses[0]
 
 
+def test_numbers_of_times_that_change():
+    """The third number makes TensorFlow trace for an unknown one, and so for unknown buffers."""
+    w = tf.Variable(0.5, dtype=tf.float64)
+
+    def dynamics(t, y):
+        return tf.sin(w * y)
+
+    def gradient(times, method):
+        with tf.GradientTape() as tape:
+            y = tfsymadj.odeint(
+                dynamics, np.ones(3), times, method="heun", num_steps=2, gradient=method
+            )
+            value = loss(y)
+        return tape.gradient(value, w)
+
+    for count in (2, 3, 4, 6, 2, 3, 20, 5):
+        times = np.linspace(0.0, 1.0, count)
+        expected = gradient(times, "backprop")
+        np.testing.assert_allclose(gradient(times, "symplectic_adjoint"), expected, rtol=1e-12)
+
+
 def test_new_variable_values_are_seen():
     dynamics = Traces()
     y0 = tf.ones([], tf.float64)

@@ -77,7 +77,9 @@ class Sweep:
             count = tf.identity(-(-accepted // stride))
         blank = after(cotangents, [tf.zeros_like(y) for y in like])
         # One set of rows for all segments: what an earlier segment left is overwritten.
-        rows = [] if single else [buffers.reserve_rows((stride - 1) * s, y) for y in like]
+        # At least one: a stride that is known at run time only may turn out to be one.
+        most = (stride - 1) * s if isinstance(stride, int) else tf.maximum((stride - 1) * s, 1)
+        rows = [] if single else [buffers.reserve_rows(most, y) for y in like]
         rows = [buffers.set_row(r, 0, y) for r, y in zip(rows, blank)]
 
         def advance(begin, end, ys):
