@@ -41,6 +41,7 @@ benchmarks: venv  ## Measure time, memory and exactness of the gradients.
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/orders.py
+	$(BIN)/python benchmarks/product_rate.py
 	$(BIN)/python benchmarks/flow.py
 
 $(PEERS)/%/.stamp: benchmarks/peers/requirements-%.txt
