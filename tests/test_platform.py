@@ -2,6 +2,7 @@
 
 import threading
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -297,3 +298,14 @@ def test_rows_of_unknown_number():
         return buffers.write_row(buffer, n - 1, like)
 
     np.testing.assert_array_equal(compute(tf.constant(2), tf.ones([2])), [[0, 0], [1, 1]])
+
+
+def test_adopted_variables_share_their_storage():
+    variable = tf.Variable([1.0, 2.0], name="block/kernel", trainable=False)
+    adopted = _platform.adopted(variable)
+    assert isinstance(adopted, keras.Variable)
+    assert adopted is _platform.adopted(variable)
+    assert adopted.value is variable
+    assert (adopted.name, adopted.trainable) == ("block_kernel", False)
+    adopted.assign([3.0, 4.0])
+    np.testing.assert_array_equal(variable, [3.0, 4.0])

@@ -137,7 +137,10 @@ class ODELayer(keras.Layer):
     def __call__(self, y0, *args, **kwargs):
         if not self.built:  # Keras tells `build` the shapes of `y0` and `t` only
             given = inspect.signature(self.call).bind(y0, *args, **kwargs).arguments
-            self._specs = keras.tree.map_structure(_spec, (y0, _as_tuple(given.get("args", ()))))
+            args_given = given.get("args", ())
+            if not isinstance(args_given, (tuple, list)):
+                args_given = (args_given,)
+            self._specs = keras.tree.map_structure(_spec, (y0, tuple(args_given)))
         return super().__call__(y0, *args, **kwargs)
 
     def build(self, y0_shape, t_shape=None):
@@ -173,7 +176,7 @@ class ODELayer(keras.Layer):
             functools.partial(self._derivative, bool(training)),
             state,
             self.t if t is None else t,
-            args=_as_tuple(args),
+            args=args,
             autonomous=False,
             **self._solver,
         )
@@ -256,10 +259,6 @@ class ODELayer(keras.Layer):
 
 def _batch_first(y):
     return tf.transpose(y, [1, 0, *range(2, y.shape.rank)])
-
-
-def _as_tuple(args):
-    return tuple(args) if isinstance(args, (tuple, list)) else (args,)
 
 
 def _spec(x):

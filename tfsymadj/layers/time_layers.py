@@ -224,8 +224,8 @@ class RescaledTime(keras.Layer):
     >>> layer(tf.ones([3, 4]), args=tf.constant([0.0, 0.5, 2.0])).shape
     TensorShape([3, 4])
 
-    Source: Chen, Amos, Nickel: Learning Neural Event Functions and Neural Spatio-Temporal Point
-    Processes, arXiv:2011.04583 and arXiv:2011.03902, integrate batches of unequal intervals so.
+    Source: Chen, Amos, Nickel: Neural Spatio-Temporal Point Processes, arXiv:2011.04583, where
+    batches of unequal intervals are integrated so.
     """
 
     def __init__(self, dynamics, autonomous=None, **kwargs):
