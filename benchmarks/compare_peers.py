@@ -66,6 +66,8 @@ class Case:
 CASES = [
     Case("tfsymadj, auto, XLA", "tensorflow", "auto-xla", "o"),
     Case("tfsymadj, auto, graph", "tensorflow", "auto-graph", "o"),
+    Case("tfsymadj, 64 states, XLA", "tensorflow", "64-xla", "P"),
+    Case("tfsymadj, 64 states, graph", "tensorflow", "64-graph", "P"),
     Case("tfsymadj, steps, XLA", "tensorflow", "steps-xla", "s"),
     Case("tfsymadj, steps, graph", "tensorflow", "steps-graph", "s"),
     Case("tfsymadj, stages, XLA", "tensorflow", "stages-xla", "^"),

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, XLA_SLOW, everything, gradients, mlp, relative_error
+from conftest import MODES, XLA_SLOW, everything, gradients, mlp, relative_error, run, slow
 from test_gradients import FLOAT64, counts
 from test_memory import MIB, STATE_SIZE, peak, rk4
 
@@ -213,6 +213,38 @@ def test_evaluations_of_adaptive_steps(checkpoints):
     _, backward, vjps, stats = counts(SymplecticAdjoint(checkpoints), **ADAPTIVE)
     assert vjps == stats.num_accepted * 6
     assert backward <= stats.num_backward_evaluations <= backward + stats.num_accepted
+
+
+@pytest.mark.parametrize("mode", ["graph", slow("xla")])
+@pytest.mark.parametrize("checkpoints", ["auto", "stages", 60, 20])
+def test_attempts_that_are_not_finite_leave_nothing_behind(mode, checkpoints):
+    """What a rejected step computed is not kept, or NaN would stay where stages are overwritten."""
+
+    def compute(gradient):
+        y0 = tf.constant([1.0, 0.5], tf.float64)
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            solution = tfsymadj.solve(
+                lambda t, y: -tf.sqrt(y), y0, [0.0, 1.2], rtol=1e-5, max_steps=40, first_step=1.2,
+                gradient=gradient,
+            )  # fmt: skip
+            value = tf.reduce_sum(solution.y[-1])
+        return tape.gradient(value, y0), solution.stats.num_rejected
+
+    actual, rejected = run(lambda: compute(SymplecticAdjoint(checkpoints)), mode)
+    expected, _ = run(lambda: compute("aca"), mode)
+    assert rejected > 0
+    assert relative_error(actual, expected) < FLOAT64
+
+
+@pytest.mark.parametrize("checkpoints, kept", [("auto", 6), (60, 5), ("steps", 0)])
+def test_steps_at_the_end_are_not_recomputed(checkpoints, kept):
+    """Those that the ring has room for: sqrt(200 / 6), or half of the budget."""
+    _, backward, vjps, stats = counts(SymplecticAdjoint(checkpoints), **ADAPTIVE)
+    again = stats.num_accepted - kept
+    assert again > 0
+    assert vjps == 6 * stats.num_accepted
+    assert backward <= stats.num_backward_evaluations == vjps + 6 * again
 
 
 @pytest.mark.slow

@@ -318,9 +318,10 @@ def test_bilinear_form_is_conserved(method):
     @tf.function
     def backward(t, y, adjoint):
         dynamics = close(function, [y])
-        stages = rk_step(dynamics, tableau, t, h, [y]).stages
-        step = rk_step_adjoint(dynamics, tableau, t, h, stages.__getitem__, [adjoint])
-        return adjoint + step.adjoints[0]
+        stages = tf.stack([stage for (stage,) in rk_step(dynamics, tableau, t, h, [y]).stages])
+        zeros = [tf.zeros_like(x) for x in (y, *dynamics.captured)]
+        step = rk_step_adjoint(dynamics, tableau, t, h, lambda i: [stages[i]], [adjoint], zeros)
+        return adjoint + step.sums[0]
 
     random = np.random.default_rng(4)
     times = tf.unstack(h * tf.range(20, dtype=tf.float64))
@@ -480,18 +481,25 @@ def test_evaluations_of_fixed_steps(method, checkpoints):
     assert planned - n * unused <= backward <= planned
 
 
+MAX_STEPS = 24  # so that some steps of some solves are recomputed
+
+
 @pytest.mark.parametrize("method", ["bosh3", "dopri5", slow("fehlberg45")])
-@pytest.mark.parametrize("tolerance", [1e-3, slow(1e-6)])
+@pytest.mark.parametrize("tolerance", [1e-3, slow(1e-4)])
 def test_evaluations_of_adaptive_steps(method, tolerance):
     s = METHODS[method].stages
-    options = dict(method=method, rtol=tolerance, atol=tolerance, first_step=1.0)
+    options = dict(
+        method=method, rtol=tolerance, atol=tolerance, first_step=1.0, max_steps=MAX_STEPS
+    )
     forward, backward, vjps, stats = counts(SymplecticAdjoint(), **options)
     assert stats.num_steps == stats.num_accepted + stats.num_rejected
     assert forward <= stats.num_evaluations <= stats.num_steps * s + 2
     # FSAL: the evaluation at the end of the last step is not used if nothing follows.
     assert forward >= stats.num_steps * s
     assert vjps == stats.num_accepted * s
-    assert backward <= stats.num_backward_evaluations == 2 * stats.num_accepted * s
+    # The stage values of the last steps are kept.
+    kept = min(round(np.sqrt(MAX_STEPS / s)), stats.num_accepted)
+    assert backward <= stats.num_backward_evaluations == (2 * stats.num_accepted - kept) * s
 
 
 def test_rejected_steps_cost_nothing_backward():

@@ -27,8 +27,7 @@ def write_row(buffer, row, value, overwrite=False):
     graph mode, and the operations that don't copy there have no XLA kernel. `DeviceIndex` is what
     TensorFlow has for this: XLA sees the constant 2 and compiles that branch only.
 
-    Under XLA `value` should be a loop variable: TensorFlow's compiler evaluates symbolically what
-    the inputs of a branch depend on, which takes minutes for the output of a network.
+    Under XLA `value` should be a loop variable, see `write_new_row`.
     """
     shape = buffer.shape
     size = value.shape.num_elements()
@@ -57,6 +56,22 @@ def write_row(buffer, row, value, overwrite=False):
         branch = tf.where(tf.equal(tf.size(value), 0), 3, branch)
     buffer = tf.switch_case(branch, [in_place, in_place, compiled, untouched])
     return tf.ensure_shape(buffer, shape)
+
+
+def write_new_row(buffer, row, value, overwrite=False):
+    """`write_row` for a value that was just computed.
+
+    TensorFlow's compiler evaluates symbolically what the inputs of a branch depend on, which takes
+    minutes for the output of a network; at the variables of a loop, here one of one pass, it stops.
+    """
+    _, buffer, _ = tf.while_loop(
+        lambda pending, *_: pending,
+        lambda _, b, x: (tf.constant(False), write_row(b, row, x, overwrite), x),
+        (tf.constant(True), buffer, value),
+        maximum_iterations=1,
+        name="write",
+    )
+    return buffer
 
 
 def reserve_rows(rows, like):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfsymadj import buffers
 from tfsymadj.controllers import Controller
 from tfsymadj.dynamics import ClosedDynamics
-from tfsymadj.runge_kutta import add, rk_step
+from tfsymadj.runge_kutta import rk_step, two_sum
 from tfsymadj.solution import Status
 from tfsymadj.tableaus import ButcherTableau
 
@@ -79,8 +79,10 @@ class Integral(NamedTuple):
         num_accepted: accepted steps.
         num_evaluations: evaluations of the dynamics.
         grid: `Grid`, or None without a recording.
-        checkpoints: list of tensors `[rows, ...]`, or of all stage values, of the live parts of
-            the state (see `ClosedDynamics`); or None.
+        checkpoints: list of tensors `[rows, ...]` of the live parts of the state (see
+            `ClosedDynamics`), or None likewise.
+        stages: list of tensors `[ring, s, ...]`, or None: the stage values of the last steps,
+            those of step n at n modulo ring.
     """
 
     ys: list
@@ -89,8 +91,9 @@ class Integral(NamedTuple):
     num_steps: tf.Tensor
     num_accepted: tf.Tensor
     num_evaluations: tf.Tensor
-    grid: Grid | None
-    checkpoints: list | None
+    grid: Grid | None = None
+    checkpoints: list | None = None
+    stages: list | None = None
 
 
 class _Carry(NamedTuple):
@@ -101,7 +104,7 @@ class _Carry(NamedTuple):
     interval: tf.Tensor
     t: tf.Tensor
     ys: list
-    errors: list  # of `ys`, by rounding: see `runge_kutta.add`
+    lows: list  # of `ys`, lost by rounding: see `runge_kutta.two_sum`
     first: list  # the dynamics at (t, ys), with a FSAL method
     control: Any
     status: tf.Tensor
@@ -111,7 +114,7 @@ class _Carry(NamedTuple):
     outputs: list  # tensor lists
     grid: list  # of one tensor list
     checkpoints: list  # dense buffers
-    pending: list  # the live stage values of the last step, if these are what is kept
+    stages: list  # likewise
 
 
 def integrate(problem, recording=None):
@@ -129,25 +132,24 @@ def integrate(problem, recording=None):
     adaptive = controller.adaptive
     s = tableau.stages
     only_end = isinstance(num_times, int) and num_times == 2
-    records = recording is not None
-    keeps_stages = records and recording.stages
-    if records:
-        live = dynamics.live
-        rows = problem.max_steps * s if keeps_stages else recording.rows
+    live = dynamics.live if recording is not None else []
+    keeps_states = recording is not None and recording.keeps_states
+    keeps_stages = recording is not None and recording.keeps_stages
 
-    def keep(buffer, pending, moved, accepted, ys):
-        """Writes what the step before this one left; see `buffers.write_row`."""
-        if keeps_stages:
-            new = tf.logical_and(moved, accepted > 0)
-            for i, stage in enumerate(pending):
-                row = tf.where(new, (accepted - 1) * s + i, rows)
-                buffer = [buffers.write_row(b, row, y) for b, y in zip(buffer, stage)]
-            return buffer
-        new = tf.logical_and(moved, tf.equal(accepted % recording.stride, 0))
-        row = tf.where(new, recording.row(accepted // recording.stride), rows)
+    def write_state(c):
+        """Writes what the step before this one arrived at, which is a loop variable by now."""
+        new = tf.logical_and(c.moved, tf.equal(c.accepted % recording.stride, 0))
+        row = tf.where(new, recording.row(c.accepted // recording.stride), recording.rows)
         return [
-            buffers.write_row(b, row, ys[i], recording.overwrites) for b, i in zip(buffer, live)
+            buffers.write_row(b, row, c.ys[i], recording.overwrites)
+            for b, i in zip(c.checkpoints, live)
         ]
+
+    def write_stages(c, stages, accepted):
+        row = tf.where(accepted, c.accepted % recording.ring, recording.ring)
+        values = [tf.stack([stage[i] for stage in stages]) for i in live]
+        # Without states the ring has room for all steps.
+        return [buffers.write_new_row(b, row, x, keeps_states) for b, x in zip(c.stages, values)]
 
     status = tf.where(_monotonic(ts), int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
     status = _first_failure(status, _finite(ys0), Status.NON_FINITE_STATE)
@@ -171,7 +173,7 @@ def integrate(problem, recording=None):
         interval=tf.zeros([], tf.int32),
         t=ts[0],
         ys=list(ys0),
-        errors=[tf.zeros_like(y) for y in ys0],
+        lows=[tf.zeros_like(y) for y in ys0],
         first=first,
         control=controller.initial_state(first_step),
         status=status,
@@ -182,11 +184,15 @@ def integrate(problem, recording=None):
         if only_end
         else [buffers.set_row(buffers.reserve_rows(num_times, y), 0, y) for y in ys0],
         grid=[buffers.reserve_rows(problem.max_steps, tf.zeros([6], tf.float64))]
-        if records
+        if recording is not None
         else [],
         # One row more than needed: where to write what is not kept.
-        checkpoints=[buffers.dense_rows(rows + 1, ys0[i]) for i in live] if records else [],
-        pending=[[ys0[i] for i in live] for _ in range(s)] if keeps_stages else [],
+        checkpoints=[buffers.dense_rows(recording.rows + 1, ys0[i]) for i in live]
+        if keeps_states
+        else [],
+        stages=[buffers.dense_rows(recording.ring + 1, tf.stack([ys0[i]] * s)) for i in live]
+        if keeps_stages
+        else [],
     )
 
     def unfinished(c):
@@ -202,12 +208,9 @@ def integrate(problem, recording=None):
         start, end = ts[c.interval], ts[c.interval + 1]
         proposal = controller.propose(c.control, c.t, start, end)
 
-        checkpoints = c.checkpoints
-        if checkpoints:
-            checkpoints = keep(checkpoints, c.pending, c.moved, c.accepted, c.ys)
-
+        checkpoints = write_state(c) if c.checkpoints else []
         step = rk_step(dynamics, tableau, c.t, proposal.step, c.ys, c.first or None)
-        ends, errors = add(c.ys, c.errors, step.increments)
+        ends, lows = two_sum(c.ys, [e + d for e, d in zip(c.lows, step.increments)])
         finite = _finite(ends)
         if adaptive:
             norm = tf.stop_gradient(controller.error_norm(step.errors, c.ys, ends))
@@ -230,7 +233,7 @@ def integrate(problem, recording=None):
             status = _first_failure(c.status, finite, reason)
 
         if adaptive:
-            ends, errors = _select(accepted, ends, c.ys), _select(accepted, errors, c.errors)
+            ends, lows = _select(accepted, ends, c.ys), _select(accepted, lows, c.lows)
         end = tf.where(accepted, proposal.end, c.t)
         interval = c.interval + tf.cast(tf.logical_and(accepted, proposal.hits_end), tf.int32)
         well = tf.equal(status, int(Status.SUCCESS))
@@ -249,7 +252,7 @@ def integrate(problem, recording=None):
                 interval=interval,
                 t=end,
                 ys=ends,
-                errors=errors,
+                lows=lows,
                 first=_select(accepted, step.last, c.first) if c.first else [],
                 control=control,
                 status=status,
@@ -260,7 +263,7 @@ def integrate(problem, recording=None):
                 outputs=[buffers.set_row(o, c.interval + 1, y) for o, y in zip(c.outputs, ends)],
                 grid=grid,
                 checkpoints=checkpoints,
-                pending=[[y[i] for i in live] for y in step.stages[:s]] if c.pending else [],
+                stages=write_stages(c, step.stages[:s], accepted) if keeps_stages else [],
             ),
         )
 
@@ -285,13 +288,10 @@ def integrate(problem, recording=None):
     lost = tf.logical_and(failed, tf.range(num_times) > carry.reached)
     outputs = [y + _nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
 
-    grid = checkpoints = None
-    if records:
+    grid = None
+    if recording is not None:
         entries = buffers.stack_rows(carry.grid[0], tf.zeros([6], tf.float64))
         grid = Grid(*tf.unstack(entries, axis=1))
-        checkpoints = carry.checkpoints
-        if keeps_stages:
-            checkpoints = keep(checkpoints, carry.pending, carry.moved, carry.accepted, carry.ys)
     return Integral(
         outputs,
         status,
@@ -301,7 +301,8 @@ def integrate(problem, recording=None):
         carry.accepted,
         carry.attempts * s + evaluations,
         grid,
-        checkpoints,
+        carry.checkpoints,
+        carry.stages,
     )
 
 

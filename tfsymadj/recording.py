@@ -8,22 +8,33 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """Every `stride`-th state, or every stage value.
+    """Every `stride`-th state, and the stage values of the last steps.
 
     The accepted steps are divided into segments of `stride` steps, the last one may be shorter.
 
     Attributes:
         stride: the number of steps of a segment; int or int32 scalar.
-        rows: how many states are kept at most; likewise.
-        stages: whether every stage value is kept instead.
+        rows: how many states are kept at most; likewise. None are if all stage values are.
+        ring: of how many steps, the last ones, the stage values are kept: 0, or `stride`: the
+            backward pass puts the stage values of the other segments into the same place.
     """
 
     stride: Any
     rows: Any
-    stages: bool = False
+    ring: Any = 0
 
     #: Whether a row may be written more than once.
     overwrites = False
+
+    @property
+    def keeps_states(self):
+        """Whether there are rows."""
+        return not (isinstance(self.rows, int) and self.rows == 0)
+
+    @property
+    def keeps_stages(self):
+        """Whether there is a ring."""
+        return not (isinstance(self.ring, int) and self.ring == 0)
 
     def row(self, segment):
         """The row of the state before a segment, `rows` if it is not kept."""
@@ -51,3 +62,7 @@ class Recording:
     def num_advanced(self, num_accepted):
         """How many steps `restore` will advance in all, int32."""
         return 0
+
+    def num_recomputed(self, num_accepted):
+        """How many steps have to be recomputed once because their stage values are not kept."""
+        return tf.maximum(num_accepted - self.ring, 0)

@@ -68,21 +68,18 @@ class StepGradients(NamedTuple):
     """What one step adds to the gradients.
 
     Attributes:
-        adjoints: lambda_n - lambda_{n+1}, list of tensors.
-        captured: for the captured inputs of the dynamics; None where there is nothing to add.
-        variables: for the variables, likewise.
+        sums: the sums given, plus lambda_n - lambda_{n+1}, the gradients of the captured inputs of
+            the dynamics and those of the variables.
         start: dL/dt_n at fixed h, float64 scalar, or None.
         step: dL/dh, float64 scalar, or None.
     """
 
-    adjoints: list
-    captured: list
-    variables: list
+    sums: list
     start: tf.Tensor | None
     step: tf.Tensor | None
 
 
-def rk_step_adjoint(dynamics, tableau, t, h, stage, adjoints, variables=(), with_time=False):
+def rk_step_adjoint(dynamics, tableau, t, h, stage, adjoints, sums, variables=(), with_time=False):
     """The symplectic partner of `rk_step`, from lambda_{n+1} to lambda_n.
 
     In the variables w_i = b_i Lambda_i of Matsubara, Miyatake and Yaguchi (arXiv:2102.09750) no
@@ -91,57 +88,56 @@ def rk_step_adjoint(dynamics, tableau, t, h, stage, adjoints, variables=(), with
         w_i = h (b_i lambda_{n+1} + sum_{j>i} a_ji l_j),   l_i = (df/dy(t_i, Y_i))^T w_i,
         lambda_n = lambda_{n+1} + sum_i l_i.
 
-    Every sign is turned, w_i into -w_i and l_i into -l_i, so that all sums are subtractions.
+    The stages are a loop, so that no more than one stage's activations and gradients are alive,
+    also under XLA, which would overlap what is written out.
 
     Args:
         dynamics: `ClosedDynamics`.
         tableau: `ButcherTableau` without a FSAL row.
         t: float64 scalar, the time before the step.
         h: float64 scalar.
-        stage: callable from i to the stage value Y_i, a list of tensors.
+        stage: callable from i, an int32 scalar, to the stage value Y_i, a list of tensors.
         adjoints: lambda_{n+1}, list of tensors.
+        sums: list of tensors that the gradients are added to: see `StepGradients`.
         variables: variables to differentiate for beside `dynamics.captured`.
         with_time: whether the gradients for `t` and `h` are wanted.
 
     Returns:
         `StepGradients`.
     """
-    active = tableau.active_stages
-    products = {}  # stage -> -l_i
-    sums = [None] * (len(dynamics.captured) + len(variables))
-    start = step = tf.zeros([], tf.float64)
-    latest = adjoints
-    for i in reversed(range(tableau.num_rows)):
-        if not active[i]:
-            continue
-        later = [j for j in products if tableau.a[j][i] != 0]
-        with tf.name_scope(f"adjoint_of_stage_{i + 1}"):
-            row = _coefficients(h, [tableau.a[j][i] for j in later], adjoints)
-            weights = _scale(_coefficients(-h, [tableau.b[i]], adjoints), adjoints)
-            weights = _combine(row, [products[j] for j in later], adjoints, start=weights)
-            # One stage's activations at a time: not even the evaluation starts before the
-            # stage after this one is through.
-            ys = after(latest, stage(i))
-            products[i], dt, dcaptured, dvariables, values = dynamics.vjp(
-                t + tableau.c[i] * h, ys, weights, variables, with_values=with_time
-            )
-            latest = products[i]
-            sums = _subtract(h, sums, [*dcaptured, *dvariables])
-        latest = [*latest, *(x for x in sums if x is not None)]
+    order = [i for i in reversed(range(tableau.num_rows)) if tableau.active_stages[i]]
+    stages = tf.constant(order, tf.int32)
+    nodes = tf.constant([tableau.c[i] for i in order], tf.float64)
+    rows = [[tableau.a[j][i] if i < j else 0.0 for i in order] for j in order]
+    coupling = tf.constant(rows, tf.float64)
+    weights = _outer(h * np.array([tableau.b[i] for i in order]), adjoints)
+    times = [tf.zeros([], tf.float64)] * 2 if with_time else []
+
+    def body(k, cotangents, weights, sums, times):
+        products, dt, captured, others, values = dynamics.vjp(
+            t + nodes[k] * h, stage(stages[k]), cotangents, variables, with_values=with_time
+        )
+        weights = [w + x for w, x in zip(weights, _outer(h * coupling[k], products))]
         if with_time:
             dt = tf.zeros([], tf.float64) if dt is None else dt
-            start = start - dt
-            step = step - (tableau.c[i] * dt + inner(weights, values) / h)
-    return StepGradients(
-        _minus_sum(list(products.values())),
-        sums[: len(dynamics.captured)],
-        sums[len(dynamics.captured) :],
-        start if with_time else None,
-        step if with_time else None,
+            start, step = times
+            times = [start + dt, step + nodes[k] * dt + inner(cotangents, values) / h]
+        # Taken from the rows after, not before they are changed: so XLA changes them in place.
+        later = [w[tf.minimum(k + 1, len(order) - 1)] for w in weights]
+        return k + 1, later, weights, _add_terms(sums, [*products, *captured, *others]), times
+
+    _, _, _, sums, times = tf.while_loop(
+        lambda k, *_: k < len(order),
+        body,
+        (tf.zeros([], tf.int32), [w[0] for w in weights], weights, list(sums), times),
+        parallel_iterations=1,
+        maximum_iterations=len(order),
+        name="adjoint_of_stages",
     )
+    return StepGradients(sums, *(times or (None, None)))
 
 
-def rk_step_vjp(dynamics, tableau, t, h, ys, adjoints, variables=(), with_time=False):
+def rk_step_vjp(dynamics, tableau, t, h, ys, adjoints, sums, variables=(), with_time=False):
     """`rk_step_adjoint` by back-propagation: all stages of a step under one tape.
 
     Args:
@@ -149,41 +145,37 @@ def rk_step_vjp(dynamics, tableau, t, h, ys, adjoints, variables=(), with_time=F
 
     The other arguments and what is returned are those of `rk_step_adjoint`.
     """
-    n, m = len(ys), len(ys) + len(dynamics.captured)
     inputs = [*ys, *dynamics.captured, *variables, *([t, h] if with_time else [])]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(inputs)
         increments = rk_step(dynamics, tableau, t, h, ys).increments
     gradients = tape.gradient(increments, inputs, output_gradients=adjoints)
-    gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
     start = step = None
     if with_time:
         *gradients, start, step = gradients
         start = tf.zeros([], tf.float64) if start is None else start
-    return StepGradients(gradients[:n], gradients[n:m], gradients[m:], start, step)
+    return StepGradients(_add_terms(sums, gradients), start, step)
 
 
-def add(totals, errors, terms):
-    """Compensated summation (Kahan): adds terms to running totals without losing their low parts.
+def two_sum(totals, lows):
+    """Compensated summation (Kahan): adds up without losing the low parts of what is added.
 
     Args:
-        totals: list of tensors.
-        errors: what rounding has added to them too much so far, zeros at first; constants for the
-            derivative.
-        terms: list of tensors or None, of any dtypes.
+        totals: list of tensors, what has been added up so far.
+        lows: what is to be added, the low parts of earlier sums included; of the same dtypes or
+            more precise ones.
 
     Returns:
-        `(totals, errors)`.
+        `(totals, lows)`: the sums, and what rounding has kept from them, to be included the next
+        time; constants for the derivative.
     """
-    results = []
-    for total, error, term in zip(totals, errors, terms):
-        if term is not None:
-            missing = tf.cast(term, total.dtype) - error
-            new = tf.ensure_shape(total + missing, total.shape)
-            error = tf.stop_gradient(tf.ensure_shape((new - total) - missing, total.shape))
-            total = new
-        results.append((total, error))
-    return [total for total, _ in results], [error for _, error in results]
+    sums, rests = [], []
+    for total, low in zip(totals, lows):
+        new = tf.cast(tf.cast(total, low.dtype) + low, total.dtype)
+        rest = low - (tf.cast(new, low.dtype) - tf.cast(total, low.dtype))
+        sums.append(tf.ensure_shape(new, total.shape))
+        rests.append(tf.stop_gradient(tf.ensure_shape(rest, total.shape)))
+    return sums, rests
 
 
 def _coefficients(h, row, ys):
@@ -201,23 +193,12 @@ def _coefficients(h, row, ys):
     return [(j, [by_dtype[y.dtype][k] for y in ys]) for k, j in enumerate(indices)]
 
 
-def _scale(coefficients, ys):
-    """The first term of a sum; zeros if it has none."""
+def _combine(coefficients, terms, like):
+    """`sum_j c_j terms[j]` for coefficients of `_coefficients`; zeros if there are none."""
     if not coefficients:
-        return [tf.zeros_like(y) for y in ys]
-    _, scalars = coefficients[0]
-    return [c * y for c, y in zip(scalars, ys)]
-
-
-def _combine(coefficients, terms, like, start=None):
-    """`start + sum_j c_j terms[j]` for coefficients of `_coefficients`."""
-    if not coefficients:
-        return [tf.zeros_like(y) for y in like] if start is None else start
+        return [tf.zeros_like(y) for y in like]
     (j, scalars), *rest = coefficients
-    if start is None:
-        total = [c * x for c, x in zip(scalars, terms[j])]
-    else:
-        total = [s - (-c) * x for s, c, x in zip(start, scalars, terms[j])]
+    total = [c * x for c, x in zip(scalars, terms[j])]
     for j, scalars in rest:
         total = [s - c * x for s, c, x in zip(total, scalars, terms[j])]
     return total
@@ -227,42 +208,20 @@ def _add(ys, increments):
     return [y + d for y, d in zip(ys, increments)]
 
 
-def _minus_sum(rows):
-    """Minus the sum of lists of tensors, entry by entry; None stands for zero."""
-    totals = []
-    for terms in zip(*rows):
-        first, *others = [x for x in terms if x is not None] or [None]
-        total = None if first is None else -_accumulable(first)
-        for x in others:
-            total = total - _accumulable(x)
-        totals.append(total)
-    return totals
+def _outer(coefficients, ys):
+    """Every coefficient (of a vector) times every tensor: list of tensors `[n, ...]`."""
+    return [
+        tf.reshape(tf.cast(coefficients, y.dtype), [-1] + [1] * y.shape.rank) * y[tf.newaxis]
+        for y in ys
+    ]
 
 
-def _subtract(h, totals, terms):
-    """`totals - terms`, entry by entry, at once: not when other terms are there as well.
-
-    None stands for zero.
-    """
-    terms = [None if x is None else _accumulable(x) for x in terms]
-    both = [k for k, x in enumerate(terms) if x is not None and totals[k] is not None]
-    results = [a if x is None else -x for a, x in zip(totals, terms)]
-    if both:
-        # XLA would put off all subtractions from one total and do them in one go, with the
-        # gradients of all stages in memory; it does not look into a branch. h is never zero.
-        sums = tf.cond(
-            tf.not_equal(h, 0.0),
-            lambda: [totals[k] - terms[k] for k in both],
-            lambda: [totals[k] for k in both],
-        )
-        for k, total in zip(both, tf.nest.flatten(sums)):  # a list of one is not kept
-            results[k] = total
-    return results
-
-
-def _accumulable(x):
-    """Sums are never in half precision."""
-    return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+def _add_terms(sums, terms):
+    """`sums + terms`, where None stands for zero, in the dtypes and shapes of `sums`."""
+    return [
+        a if x is None else tf.ensure_shape(a + tf.cast(tf.convert_to_tensor(x), a.dtype), a.shape)
+        for a, x in zip(sums, terms)
+    ]
 
 
 def inner(xs, ys):

@@ -40,17 +40,19 @@ def budget_recording(problem, budget):
         stride = budget // (2 * s)
         slots = budget - stride * s
         return _Budget(stride, slots, kept=_positions(-(-n // stride), slots))
-    if problem.known_length and n * s <= budget:
-        return Recording(stride=n, rows=0, stages=True)
+    if n * s <= budget:
+        return Recording(stride=n, rows=0, ring=n)
     best = None
     for stride in range(1, min((budget - 1) // s, n) + 1):
         segments, slots = -(-n // stride), budget - stride * s
-        if segments <= slots:
-            return Recording(stride=stride, rows=segments)
-        cost = stride * num_advanced_again(segments, slots)
+        ring = 0 if problem.known_length else stride  # see `SymplecticAdjoint.recording`
+        again = 0 if segments <= slots else num_advanced_again(segments, slots)
+        cost = stride * again - ring
         if best is None or cost < best[0]:
-            best = cost, stride, segments, slots
-    _, stride, segments, slots = best
+            best = cost, stride, segments, slots, ring
+    _, stride, segments, slots, ring = best
+    if segments <= slots:
+        return Recording(stride, segments, ring)
     if problem.known_length:
         with tf.init_scope():
             positions = _positions(tf.constant(segments), slots).numpy()
@@ -58,7 +60,7 @@ def budget_recording(problem, budget):
         rows[positions[positions < segments]] = np.arange(slots)[positions < segments]
     else:
         rows = online_rows(segments, slots)
-    return _Budget(stride, slots, kept=rows)
+    return _Budget(stride, slots, ring, kept=rows)
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -220,7 +222,9 @@ class _Budget(Recording):
     def num_advanced(self, num_accepted):
         num_segments = -(-num_accepted // self.stride)
         _, positions = self._stack(num_segments)
-        ends = tf.minimum(tf.concat([positions[1:], [_LARGE]], 0), num_segments)
+        # With a ring the last segment's stage values are kept.
+        end = num_segments - 1 if self.keeps_stages else num_segments
+        ends = tf.minimum(tf.concat([positions[1:], [_LARGE]], 0), end)
         gaps = tf.maximum(ends - positions, 0)
         # `num_advances` of each gap.
         slots, table = tf.range(self.rows, 0, -1), self._table()

@@ -94,8 +94,6 @@ def _joined(first, second):
         first.num_steps + second.num_steps,
         first.num_accepted + second.num_accepted,
         first.num_evaluations + second.num_evaluations,
-        None,
-        None,
     )
 
 

@@ -6,15 +6,60 @@ import tensorflow as tf
 
 from tfsymadj import buffers
 from tfsymadj.gradients.recomputing import InputGradients, accumulator
-from tfsymadj.runge_kutta import add, after, rk_step, rk_step_adjoint, rk_step_vjp
+from tfsymadj.runge_kutta import after, rk_step, rk_step_adjoint, rk_step_vjp, two_sum
 
 
 class _Adjoint(NamedTuple):
     """What the backward loops carry."""
 
     totals: list  # lambda, the gradients of the captured inputs, those of the variables
-    errors: list  # of `totals`: see `runge_kutta.add`
+    lows: list  # of `totals`: see `runge_kutta.two_sum`
     ts: list  # of one tensor, or empty
+
+
+class _KeptStages:
+    """The stage values of `ring` steps in dense buffers, written in the forward pass first."""
+
+    def __init__(self, ring):
+        self._ring = ring
+
+    def set(self, rows, n, stages):
+        """`rows` with the stage values of step n."""
+        values = [tf.stack(x) for x in zip(*stages)]
+        row = n % self._ring
+        return [buffers.write_new_row(r, row, x, overwrite=True) for r, x in zip(rows, values)]
+
+    def get(self, rows, n, i, like):
+        """The stage value i of step n."""
+        return [tf.ensure_shape(r[n % self._ring, i], y.shape) for r, y in zip(rows, like)]
+
+
+class _StageLists:
+    """The stage values of a segment's steps but the last one in tensor lists."""
+
+    def __init__(self, stride, stages):
+        self._stride, self._stages = stride, stages
+
+    def reserve(self, like):
+        """The rows."""
+        stride, s = self._stride, self._stages
+        # At least one: a stride that is known at run time only may turn out to be one.
+        most = (stride - 1) * s if isinstance(stride, int) else tf.maximum((stride - 1) * s, 1)
+        return [buffers.set_row(buffers.reserve_rows(most, y), 0, y) for y in like]
+
+    def set(self, rows, n, stages):
+        """`rows` with the stage values of step n."""
+        for i, stage in enumerate(stages):
+            row = self._row(n, i)
+            rows = [buffers.set_row(r, row, y) for r, y in zip(rows, stage)]
+        return rows
+
+    def get(self, rows, n, i, like):
+        """The stage value i of step n."""
+        return [buffers.get_row(r, self._row(n, i), y) for r, y in zip(rows, like)]
+
+    def _row(self, n, i):
+        return n % self._stride * self._stages + i
 
 
 class Sweep:
@@ -36,6 +81,7 @@ class Sweep:
         self._tableau = problem.tableau.without_error()
         self._recording = recording
         self._checkpoints = integral.checkpoints
+        self._kept = integral.stages
         self._accepted = integral.num_accepted
         self._grid = integral.grid
         self._variables = variables
@@ -49,13 +95,17 @@ class Sweep:
         last = [g[-1] if self._only_end else tf.zeros_like(g[0]) for g in cotangents]
         state = _Adjoint(
             totals=[*last, *(accumulator(x) for x in targets)],
-            errors=[*(tf.zeros_like(x) for x in last), *(accumulator(x) for x in targets)],
+            lows=[accumulator(x) for x in (*last, *targets)],
             ts=[tf.zeros([problem.num_times], tf.float64)] if problem.with_time else [],
         )
-        if self._recording.stages:
-            state = self._adjoint_steps(0, self._accepted, self._kept_stage, state)
-        else:
-            state = self._segments(state)
+        first = self._recording.num_recomputed(self._accepted)
+        if self._recording.keeps_stages:
+            stages = _KeptStages(self._recording.ring)
+            state = self._adjoint_steps(
+                first, self._accepted, lambda n, i: self._stage(stages, self._kept, n, i), state
+            )
+        if self._recording.keeps_states:
+            state = self._segments(first, state)
         n, m = len(cotangents), len(cotangents) + len(self._dynamics.captured)
         gradients = [tf.cast(g, x.dtype) for g, x in zip(state.totals[n:], targets)]
         return InputGradients(
@@ -65,53 +115,56 @@ class Sweep:
             gradients[m - n :],
         )
 
-    def _segments(self, state):
-        """From the last segment to the first: recompute the stages, then the adjoint."""
-        recording, accepted = self._recording, self._accepted
+    def _segments(self, steps, state):
+        """The adjoint over the first `steps`, segment by segment: recompute the stages, then it."""
+        recording = self._recording
         stride, s, like = recording.stride, self._tableau.stages, self._live
         single = isinstance(stride, int) and stride == 1  # segments of one step
         # No segment is recomputed, and no memory set aside for it, before the cotangents are
         # there: or the solves of a model would all be at it at once.
         cotangents = state.totals[: len(self._cotangents)]
         with tf.control_dependencies(cotangents):
-            count = tf.identity(-(-accepted // stride))
-        blank = after(cotangents, [tf.zeros_like(y) for y in like])
-        # One set of rows for all segments: what an earlier segment left is overwritten.
-        # At least one: a stride that is known at run time only may turn out to be one.
-        most = (stride - 1) * s if isinstance(stride, int) else tf.maximum((stride - 1) * s, 1)
-        rows = [] if single else [buffers.reserve_rows(most, y) for y in like]
-        rows = [buffers.set_row(r, 0, y) for r, y in zip(rows, blank)]
+            count = tf.identity(-(-steps // stride))
+        # One place for all segments: what an earlier segment left is overwritten.
+        if single:
+            stages, rows = None, []
+        elif recording.keeps_stages:
+            stages, rows = _KeptStages(recording.ring), self._kept
+        else:
+            stages = _StageLists(stride, s)
+            rows = stages.reserve(after(cotangents, [tf.zeros_like(y) for y in like]))
 
         def advance(begin, end, ys):
             return self._advance(begin * stride, end * stride, ys)
 
         def body(q, held, rows, state):
             begin = q * stride
-            last = tf.minimum(begin + stride, accepted) - 1
+            last = tf.minimum(begin + stride, steps) - 1
             ys, held = recording.restore(q, held, self._checkpoints, like, advance)
             if not single:
-                ys, rows = self._recompute(begin, last, ys, rows)
+                ys, rows = self._recompute(begin, last, ys, stages, rows)
             # The last step's stages are used at once, and the state after it is not needed, so
             # that its last evaluation is not made.
             state = self._adjoint_from_state(last, ys, state)
             if not single:
-
-                def stage(n, i):
-                    row = (n - begin) * s + i
-                    return self._whole([buffers.get_row(r, row, y) for r, y in zip(rows, like)])
-
-                state = self._adjoint_steps(begin, last, stage, state)
+                state = self._adjoint_steps(
+                    begin, last, lambda n, i: self._stage(stages, rows, n, i), state
+                )
             return q - 1, held, rows, state
 
+        total = -(-self._accepted // stride)
         _, _, _, state = tf.while_loop(
             lambda q, held, rows, state: q >= 0,
             body,
-            (count - 1, recording.held(self._checkpoints, count), rows, state),
+            (count - 1, recording.held(self._checkpoints, total), rows, state),
             parallel_iterations=2,  # the next segment's stages beside this one's adjoint
             maximum_iterations=_segment_bound(self._problem, recording),
             name="segments",
         )
         return state
+
+    def _stage(self, stages, rows, n, i):
+        return self._whole(stages.get(rows, n, i, self._live))
 
     def _whole(self, ys):
         """The state with these live parts; the dynamics don't depend on the others."""
@@ -138,17 +191,12 @@ class Sweep:
         )
         return ys
 
-    def _recompute(self, begin, end, ys, rows):
+    def _recompute(self, begin, end, ys, stages, rows):
         """The state before the step `end`; `rows` get the stage values of the steps before it."""
-        s = self._tableau.stages
-        needed = [i for i in range(s) if self._tableau.active_stages[i]]
 
         def body(n, ys, rows):
             step = self._step(n, ys)
-            for i in needed:
-                row = (n - begin) * s + i
-                rows = [buffers.set_row(r, row, y) for r, y in zip(rows, step.stages[i])]
-            return n + 1, step.ys, rows
+            return n + 1, step.ys, stages.set(rows, n, step.stages)
 
         _, ys, rows = tf.while_loop(
             lambda n, ys, rows: n < end,
@@ -178,8 +226,8 @@ class Sweep:
 
     def _adjoint_from_state(self, n, ys, state):
         """The adjoint over the step n, from the state before it."""
-        stages = self._step(n, ys).stages
-        return self._adjoint_step(n, lambda i: self._whole(stages[i]), state)
+        stages = [tf.stack(x) for x in zip(*self._step(n, ys).stages)]
+        return self._adjoint_step(n, lambda i: self._whole([x[i] for x in stages]), state)
 
     def _adjoint_step(self, n, stage, state):
         """The adjoint over the step n, from its stage values."""
@@ -199,14 +247,10 @@ class Sweep:
                 for a, g in zip(adjoints, self._cotangents)
             ]
         step = rule(
-            self._dynamics, self._tableau, grid.t[n], grid.h[n], start, adjoints,
+            self._dynamics, self._tableau, grid.t[n], grid.h[n], start, adjoints, state.lows,
             self._variables, problem.with_time,
         )  # fmt: skip
-        totals, errors = add(
-            [*adjoints, *state.totals[size:]],
-            state.errors,
-            [*step.adjoints, *step.captured, *step.variables],
-        )
+        totals, lows = two_sum([*adjoints, *state.totals[size:]], step.sums)
         ts = state.ts
         if problem.with_time:
             # t_n and h as functions of the interval's ends: see `controllers.Proposal`.
@@ -219,12 +263,7 @@ class Sweep:
                 + to_start * tf.one_hot(m, count, dtype=tf.float64)
                 + to_end * tf.one_hot(m + 1, count, dtype=tf.float64)
             ]
-        return _Adjoint(totals, errors, ts)
-
-    def _kept_stage(self, n, i):
-        row = n * self._tableau.stages + i
-        kept = [tf.ensure_shape(c[row], y.shape) for c, y in zip(self._checkpoints, self._live)]
-        return self._whole(kept)
+        return _Adjoint(totals, lows, ts)
 
 
 def _static(n):

@@ -33,7 +33,8 @@ class SymplecticAdjoint(Recomputing):
 
             * `"auto"`: every c-th step, with c so that about 2 sqrt(N s) states are held at any
               time, for N steps of s stages (`max_steps` in place of N where N is not known before
-              the solve). No more evaluations than `"steps"`.
+              the solve; then the stage values of the last c steps are kept as well, and short
+              solves recompute nothing). No more evaluations than `"steps"`.
             * `"steps"`: every step, N + s states, as in the paper.
             * `"stages"`: every stage value, N s states. Most memory, least time: nothing is
               recomputed but the taped evaluations.
@@ -75,15 +76,19 @@ class SymplecticAdjoint(Recomputing):
         if isinstance(self.checkpoints, int):
             recording = budget_recording(problem, self.checkpoints)
         elif self.checkpoints == "stages":
-            recording = Recording(stride=n, rows=0, stages=True)
+            recording = Recording(stride=n, rows=0, ring=n)
         elif self.checkpoints == "steps":
             recording = Recording(stride=1, rows=n)
         else:
             # n / c checkpoints and c s stage values at a time: least for c = sqrt(n / s).
             stride = max(1, round(math.sqrt(n / s))) if isinstance(n, int) else _stride(n, s)
-            return Recording(stride=stride, rows=-(-n // stride))
+            # Where fewer steps may be taken, all of their stages may fit in. Not elsewhere: an
+            # eager tape would hold the ring a second time.
+            ring = 0 if problem.known_length else stride
+            return Recording(stride=stride, rows=-(-n // stride), ring=ring)
         if not problem.known_length:
-            _check_size(problem, n * s if recording.stages else recording.rows, self.checkpoints)
+            states = recording.ring * s + recording.rows
+            _check_size(problem, states, self.checkpoints)
         return recording
 
     def backward(self, problem, recording, integral, variables, cotangents):
@@ -91,11 +96,9 @@ class SymplecticAdjoint(Recomputing):
 
     def backward_evaluations(self, problem, recording, integral):
         tableau = problem.tableau.without_error()
-        per_step = sum(tableau.active_stages)
-        if not recording.stages:
-            per_step += tableau.stages
-        again = recording.num_advanced(integral.num_accepted)
-        return integral.num_accepted * per_step + again * tableau.stages
+        accepted = integral.num_accepted
+        again = recording.num_recomputed(accepted) + recording.num_advanced(accepted)
+        return accepted * sum(tableau.active_stages) + again * tableau.stages
 
 
 def _stride(n, s):
