@@ -55,11 +55,41 @@ def in_training(layer, training=True):
     return lambda t, y: layer(y, training=training)
 
 
+class Counting:
+    """Python state that ends up in the result, as another constant at each trace."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, t, y):
+        self.calls += 1
+        return y * self.calls
+
+
+class Branching(Counting):
+    """Python state that decides what is computed."""
+
+    def __call__(self, t, y):
+        self.calls += 1
+        return -y if self.calls % 2 else tf.sin(y)
+
+
+def numpy_random(t, y):
+    return y * np.random.default_rng().normal()
+
+
 NOT_REPRODUCIBLE = {
     "dropout": (lambda: in_training(keras.layers.Dropout(0.5)), "training=False"),
     "noise": (lambda: in_training(keras.layers.GaussianNoise(0.5)), "training=False"),
     "batch_norm": (lambda: in_training(keras.layers.BatchNormalization()), "training=False"),
+    "spectral": (
+        lambda: in_training(keras.layers.SpectralNormalization(keras.layers.Dense(3))),
+        "training=False",
+    ),
     "keras_random": (lambda: keras_random, "`args`"),
+    "python_counter": (Counting, "Python counter"),
+    "python_branch": (Branching, "Python counter"),
+    "numpy_random": (lambda: numpy_random, "`args`"),
     "random_normal": (lambda: random_normal, "`args`"),
     "assign_add": (lambda: assign_add, "write to a variable"),
     "py_function": (lambda: py_function, "Python"),
@@ -96,6 +126,19 @@ def test_refused(name, gradient):
     assert "`dynamics` must give the same result" in message
     assert remedy in message
     assert "Received: operation" in message
+
+
+def test_a_first_trace_may_differ():
+    """As that of layers that make something at their first call."""
+    made = []
+
+    def dynamics(t, y):
+        if not made:
+            made.append(tf.reduce_sum(tf.eye(2)) * 0.0)
+            y = tf.identity(y)
+        return -y
+
+    np.testing.assert_allclose(solve(dynamics)[-1], 0.75**4 * Y0, rtol=1e-6)
 
 
 def test_refused_by_layer_name():
@@ -154,6 +197,9 @@ ALLOWED = {
     "traced": lambda: tf.function(lambda t, y: -y),
     "dropout": lambda: in_training(keras.layers.Dropout(0.5), False),
     "batch_norm": lambda: keras.layers.BatchNormalization(),
+    "spectral": lambda: in_training(
+        keras.layers.SpectralNormalization(keras.layers.Dense(3)), False
+    ),
     "noise": lambda: keras.layers.GaussianNoise(0.5),
 }
 

@@ -6,6 +6,8 @@ over they are the `captured` inputs, for which the gradient methods return gradi
 step `tf.custom_gradient` would silently return no gradient for them.
 """
 
+import collections
+
 import tensorflow as tf
 
 from tfsymadj import _platform, inspection
@@ -133,8 +135,28 @@ def close(function, ys, owner=None):
 
     # Not the function's own shapes: a loop's state may have lost static dimensions.
     specs = [tf.TensorSpec([], tf.float64), *(tf.TensorSpec(y.shape, y.dtype) for y in ys)]
-    graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
-    check_reproducible(graph)
+
+    def traced():
+        graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
+        definition = graph.as_graph_def()
+        check_reproducible(definition)
+        return graph, _content(definition)
+
+    graph, content = traced()
+    for _ in range(2):
+        # A first trace may differ: it builds layers and fills caches.
+        before, (graph, content) = content, traced()
+        if content == before:
+            break
+    else:
+        changed = sorted({op for op, _ in (content - before) + (before - content)})
+        raise ValueError(
+            "`dynamics` must give the same result whenever they are evaluated at the same point, "
+            "or the gradient would be wrong; but each trace of them differs from the one before: "
+            "they use a Python counter, or numbers drawn by `random` or NumPy. Draw them once "
+            "outside of the solve and pass them through `args`. "
+            f"Received: operations that change: {', '.join(changed)}"
+        )
     inspection.refuse_losses(owner)
     frozen = inspection.frozen_storages(owner)  # of layers that the trace built, too
 
@@ -185,20 +207,34 @@ def _dependencies(graph, count):
     return sorted(found)
 
 
-def check_reproducible(graph):
+def _nodes(definition):
+    """The nodes of a `GraphDef` and of its functions."""
+    yield from definition.node
+    for function in definition.library.function:
+        yield from function.node_def
+
+
+def _content(definition):
+    """The operations and constants of a `GraphDef`, counted: `Counter` of `(type, value)`.
+
+    Names say nothing, since they are numbered on from trace to trace.
+    """
+    return collections.Counter(
+        (x.op, x.attr["value"].tensor.SerializeToString() if x.op == "Const" else b"")
+        for x in _nodes(definition)
+    )
+
+
+def check_reproducible(definition):
     """Refuses dynamics that may give another result for the same arguments.
 
     Args:
-        graph: `tf.Graph` of the traced dynamics; nested functions are searched too.
+        definition: `GraphDef` of the traced dynamics; nested functions are searched too.
 
     Raises:
         ValueError: naming the operation and the remedy.
     """
-    definition = graph.as_graph_def()
-    nodes = list(definition.node)
-    for function in definition.library.function:
-        nodes.extend(function.node_def)
-    for node in nodes:
+    for node in _nodes(definition):
         if node.op in _ALLOWED_STATEFUL or not _platform.is_stateful(node.op):
             continue
         reason = next(
