@@ -3,6 +3,9 @@
 Failures of the numbers (NaN, poles, steps exhausted) are in test_solve.py.
 """
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -136,6 +139,90 @@ def test_nan_of_a_cotangent(mode, options):
     for gradient in found:
         assert np.any(np.isnan(gradient))
     check_usable(dynamics, dynamics.w.numpy(), mode, options)
+
+
+@OPTIONS
+@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
+def test_derivative_that_is_not_finite(mode, options):
+    """The values are fine, the taped evaluations are not: as in back-propagation, the gradient."""
+
+    def fault(dynamics, t, k):
+        return tf.sqrt(k)  # k = 0 at y = 0, where the slope is infinite
+
+    dynamics = Faulty(fault)
+    y0 = tf.constant([[0.0, 0.0], [1.0, 2.0]])
+    for method in ("symplectic_adjoint", "backprop"):
+        call = options | dict(gradient=method)
+        y, found = gradients(dynamics, mode, call, y0, weight=tf.ones([2, 2]))
+        assert np.all(np.isfinite(y))
+        assert not np.all(np.isfinite(found[0][0])) and not np.all(np.isfinite(found[1]))
+        np.testing.assert_array_equal(np.isfinite(found[0][1]), [True, True])
+    check_usable(dynamics, dynamics.w.numpy(), mode, options)
+
+
+@tf.custom_gradient
+def checked(x):
+    """The identity, with a gradient that refuses large cotangents while it runs."""
+
+    def gradient(g):
+        with tf.control_dependencies([tf.debugging.assert_less(tf.abs(g), 1e6, "too steep")]):
+            return tf.identity(g)
+
+    return tf.identity(x), gradient
+
+
+@OPTIONS
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_assertion_inside_of_the_derivative(mode, options):
+    """A taped evaluation that fails while it runs ends the gradient with its own message."""
+    dynamics = Faulty(lambda d, t, k: checked(k))
+    before = dynamics.w.numpy()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too steep"):
+        gradients(dynamics, mode, options, weight=tf.fill([3, 2], 1e9))
+    gradients(dynamics, mode, options)
+    check_usable(dynamics, before, mode, options)
+
+
+OUT_OF_MEMORY = """
+import resource
+import tensorflow as tf
+import tfsymadj
+
+w = tf.Variable(0.01 * tf.eye(1000))
+y0 = tf.ones([1000, 1000])
+
+def compute(gradient, **options):
+    with tf.GradientTape() as tape:
+        y = tfsymadj.odeint(
+            lambda t, y: tf.tanh(y @ w), y0, [0.0, 1.0], gradient=gradient, **options
+        )
+        value = tf.reduce_sum(y)
+    return tape.gradient(value, w)
+
+small = dict(method="euler", num_steps=3)
+expected = compute("symplectic_adjoint", **small)
+size = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, size + 2**30))
+try:
+    compute("backprop", method="euler", num_steps=1000)
+except tf.errors.ResourceExhaustedError as error:
+    print("refused:", str(error)[:60])
+found = compute("symplectic_adjoint", **small)
+assert bool(tf.reduce_all(found == expected))
+big = compute("symplectic_adjoint", method="euler", num_steps=1000)
+assert bool(tf.reduce_all(tf.math.is_finite(big)))
+print("usable")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_memory_exhausted():
+    """TensorFlow says so, and a method that needs less does the same work afterwards."""
+    command = [sys.executable, "-c", OUT_OF_MEMORY]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "refused:" in result.stdout and "usable" in result.stdout
 
 
 @OPTIONS
