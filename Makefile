@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .oldest
 PEERS := .peers
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint format benchmarks benchmark-peers clean
+.PHONY: help venv demo test test-slow test-oldest lint format benchmarks benchmark-peers clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -27,6 +28,14 @@ test: venv  ## Run the tests, less those that take long.
 
 test-slow: venv  ## Run the tests that take long.
 	$(BIN)/python -m pytest -m slow
+
+$(OLDEST)/.stamp: setup.cfg tests/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -e '.[test]' -c tests/oldest.txt
+	touch $@
+
+test-oldest: $(OLDEST)/.stamp  ## Run the tests with the oldest TensorFlow and Keras that are supported.
+	$(OLDEST)/bin/python -m pytest -n 2
 
 lint: venv  ## Check the code's style.
 	$(BIN)/python -m ruff check .
@@ -53,5 +62,5 @@ benchmark-peers: venv $(PEERS)/jax/.stamp $(PEERS)/torch/.stamp  ## Compare with
 	$(BIN)/python benchmarks/compare_peers.py
 
 clean:  ## Remove the environment, caches and outputs.
-	rm -rf $(VENV) $(PEERS) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PEERS) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -108,6 +108,50 @@ def test_spawned_processes():
     np.testing.assert_allclose(found, np.exp([-0.5, -1.0]), rtol=1e-5)
 
 
+def small_model():
+    layer = ODELayer(
+        ConcatTime(keras.layers.Dense(2, activation="tanh")), method="heun", num_steps=2
+    )
+    model = keras.Sequential([keras.Input((2,)), layer])
+    model.compile("sgd", "mse")
+    return model
+
+
+def fit_on_data(rate):
+    """Runs in other processes: a solve in the data's pipeline, and one that is trained."""
+
+    def advance(y):
+        end = tfsymadj.odeint(lambda t, y: -rate * y, y, [0.0, 1.0], rtol=1e-4)[-1]
+        return y, end
+
+    x = np.random.default_rng(0).normal(size=[32, 2]).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices(x).batch(8).map(advance, num_parallel_calls=2)
+    return small_model().fit(data.prefetch(2), epochs=3, verbose=0).history["loss"]
+
+
+@pytest.mark.slow
+def test_training_on_data_in_spawned_processes():
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for losses in pool.map(fit_on_data, [0.5, 1.0]):
+            assert losses[-1] < losses[0]
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        x = np.random.default_rng(i).normal(size=[8, 2]).astype("float32")
+        return x, 0.5 * x
+
+
+@pytest.mark.slow
+def test_training_on_data_of_worker_processes():
+    data = Batches(workers=2, use_multiprocessing=True)
+    losses = small_model().fit(data, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
 _FORK = """
 import os, sys
 import tfsymadj

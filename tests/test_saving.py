@@ -220,6 +220,9 @@ def run_tflite(content, x):
 
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 @CONVERTED
+@pytest.mark.skipif(
+    [int(x) for x in keras.__version__.split(".")[:2]] < [3, 13], reason="has no LiteRT export"
+)
 def test_tflite(dynamics, sequences, tmp_path):
     t = (0.0, 0.5, 2.0) if sequences else (0.0, 1.0)
     model = model_of(dynamics, t=t, return_sequences=sequences, track_stats=True, **FIXED)
