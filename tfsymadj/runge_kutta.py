@@ -121,7 +121,8 @@ def rk_step_adjoint(dynamics, tableau, t, h, stage, adjoints, sums, variables=()
         if with_time:
             dt = tf.zeros([], tf.float64) if dt is None else dt
             start, step = times
-            times = [start + dt, step + nodes[k] * dt + inner(cotangents, values) / h]
+            # Not a chain of additions: see above.
+            times = [start + dt, step - (-nodes[k] * dt - inner(cotangents, values) / h)]
         # Taken from the rows after, not before they are changed: so XLA changes them in place.
         later = [w[tf.minimum(k + 1, len(order) - 1)] for w in weights]
         return k + 1, later, weights, _add_terms(sums, [*products, *captured, *others]), times

@@ -41,8 +41,11 @@ class SymplecticAdjoint(Recomputing):
             * an int, at least s + 4: a budget of states, those of steps and of stages together,
               that may be held at any time. Below the automatic amount parts of the solve are
               computed again from the states at hand, as rarely as the budget allows (binomial
-              checkpointing; `Solution.stats` tells the evaluations). Called eagerly,
-              TensorFlow's tape keeps the budget's step states a second time.
+              checkpointing; `Solution.stats` tells the evaluations).
+
+            Called eagerly, TensorFlow's tape keeps a second time what the backward pass overwrites:
+            a budget's states, and the stage values that an adaptive solve keeps. Of several
+            adaptive solves in a row each holds its own stage values.
 
             In an adaptive solve `"steps"` and `"stages"` need the memory of `max_steps` steps.
 
