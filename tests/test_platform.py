@@ -228,11 +228,13 @@ def test_device_index_tells_xla(jit):
 
 
 @JIT
+@pytest.mark.parametrize("write", [buffers.write_row, buffers.replace_row])
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.complex64, tf.bfloat16])
-def test_write_row(jit, dtype):
+def test_write_row(jit, dtype, write):
     @tf.function(jit_compile=jit)
     def compute(value, row):
-        return buffers.write_row(buffers.dense_rows(4, value), row, value)
+        buffer = write(buffers.dense_rows(4, value), row, 3.0 * value)
+        return write(buffer, row, value)
 
     value = tf.cast([[1.0, 2.0]], dtype)
     for row in (0, 3):
@@ -240,6 +242,24 @@ def test_write_row(jit, dtype):
         expected[row] = [[1.0, 2.0]]
         np.testing.assert_array_equal(tf.cast(compute(value, tf.constant(row)), tf.complex128),
                                       expected)  # fmt: skip
+
+
+@JIT
+@pytest.mark.parametrize("write", [buffers.write_row, buffers.replace_row])
+def test_gradient_through_rows(jit, write):
+    """What was overwritten gets none."""
+
+    @tf.function(jit_compile=jit)
+    def compute(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            buffer = buffers.dense_rows(3, x)
+            for row, factor in [(0, 2.0), (1, 3.0), (0, 5.0)]:
+                buffer = write(buffer, row, factor * x)
+            value = tf.reduce_sum(tf.constant([[1.0], [10.0], [100.0]]) * buffer)
+        return tape.gradient(value, x)
+
+    np.testing.assert_array_equal(compute(tf.ones([2])), [35.0, 35.0])
 
 
 @JIT
@@ -260,13 +280,13 @@ def test_write_row_in_a_loop(jit):
     np.testing.assert_array_equal(compute(tf.constant(4), 5), expected)
 
 
-def test_write_row_leaves_no_copies_in_graph_mode():
+def test_replace_row_copies_what_is_still_needed():
     """A buffer that the caller still needs is not written into."""
 
     @tf.function
     def compute(value):
         before = buffers.dense_rows(2, value)
-        return before + 0.0, buffers.write_row(before, 1, value)
+        return before + 0.0, buffers.replace_row(before, 1, value)
 
     before, after = compute(tf.ones([2]))
     np.testing.assert_array_equal(before, np.zeros([2, 2]))

@@ -2,11 +2,13 @@
 
 Two containers, because neither serves everywhere:
 
-* a dense buffer (`dense_rows`, `write_row`) may be captured by a gradient function that is
-  exported in a SavedModel, and never exists twice;
+* a dense buffer (`dense_rows`, `write_row`, `replace_row`) may be captured by a gradient function
+  that is exported in a SavedModel, and never exists twice;
 * a tensor list (`reserve_rows` and friends; what `tf.TensorArray` is made of, but with an element
   shape that may be known at run time only) takes values that were just computed at no copy.
 """
+
+import contextlib
 
 import tensorflow as tf
 
@@ -20,33 +22,44 @@ def dense_rows(rows, like):
     return tf.ensure_shape(buffer, [static_rows, *like.shape])
 
 
-def write_row(buffer, row, value, overwrite=False):
-    """Puts `value` into the row `row` of a dense buffer, not written before unless `overwrite`.
+def write_row(buffer, row, value):
+    """Puts `value` into a row of a dense buffer that nobody else holds: one that a loop carries.
+
+    It is written in place and never copied, so that another holder would see it change. Under XLA
+    `value` should be a loop variable, see `for_branches`.
+    """
+
+    def on_cpu():
+        return tf.raw_ops.InplaceUpdate(x=buffer, i=[row], v=value[tf.newaxis])
+
+    # On a GPU that operation knows no complex numbers.
+    return _by_device(buffer, row, value, on_cpu)
+
+
+def replace_row(buffer, row, value):
+    """`write_row` for a dense buffer that others may hold: it is copied first while they do.
+
+    Under XLA `value` should be a loop variable, see `for_branches`.
+    """
+    return _by_device(buffer, row, value, lambda: _replaced(buffer, row, value))
+
+
+def _by_device(buffer, row, value, on_cpu):
+    """The buffer with a row replaced.
 
     No single operation updates in place in both worlds: `TensorScatterUpdate` copies the buffer in
     graph mode, and the operations that don't copy there have no XLA kernel. `DeviceIndex` is what
     TensorFlow has for this: XLA sees the constant 2 and compiles that branch only.
-
-    Under XLA `value` should be a loop variable, see `write_new_row`.
     """
-    shape = buffer.shape
     size = value.shape.num_elements()
     if size == 0:
         return buffer
-    indices, updates = [[row]], value[tf.newaxis]
 
-    def in_place():
-        if overwrite:
-            # Exact: x - x = 0 and 0 + value = value. The row is read only when `value` is there,
-            # so that no other reader holds the buffer any more.
-            with tf.control_dependencies([value]):
-                old = tf.gather(buffer, [row])
-            empty = tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=indices, updates=-old)
-            return tf.raw_ops.ScatterNdNonAliasingAdd(input=empty, indices=indices, updates=updates)
-        return tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=indices, updates=updates)
+    def on_gpu():
+        return _replaced(buffer, row, value)
 
     def compiled():
-        return tf.tensor_scatter_nd_update(buffer, indices, updates)
+        return tf.tensor_scatter_nd_update(buffer, [[row]], value[tf.newaxis])
 
     def untouched():
         return tf.identity(buffer)
@@ -54,19 +67,42 @@ def write_row(buffer, row, value, overwrite=False):
     branch = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
     if size is None:  # the kernels refuse to write nothing
         branch = tf.where(tf.equal(tf.size(value), 0), 3, branch)
-    buffer = tf.switch_case(branch, [in_place, in_place, compiled, untouched])
-    return tf.ensure_shape(buffer, shape)
+    new = tf.switch_case(branch, [on_cpu, on_gpu, compiled, untouched])
+    return tf.ensure_shape(new, buffer.shape)
 
 
-def write_new_row(buffer, row, value, overwrite=False):
-    """`write_row` for a value that was just computed.
+def _replaced(buffer, row, value):
+    """The buffer with a row replaced, by operations that copy it if somebody else holds it."""
+    # Exact: x - x = 0 and 0 + value = value. The row is read only when `value` is there, so that
+    # no other reader holds the buffer any more.
+    with tf.control_dependencies([value]):
+        old = tf.gather(buffer, [row])
+    empty = tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=[[row]], updates=-old)
+    return tf.raw_ops.ScatterNdNonAliasingAdd(
+        input=empty, indices=[[row]], updates=value[tf.newaxis]
+    )
+
+
+def _in_place_gradient(op, g):
+    """Of `InplaceUpdate`: second derivatives go through the loop that writes."""
+    row = op.inputs[1]
+    rows = tf.gather(g, row)
+    return _replaced(g, row[0], tf.zeros_like(rows[0])), None, rows
+
+
+with contextlib.suppress(KeyError):  # TensorFlow has none; a reloaded module finds its own
+    tf.RegisterGradient("InplaceUpdate")(_in_place_gradient)
+
+
+def for_branches(write, buffer, row, value):
+    """`write(buffer, row, value)` for a value that was just computed.
 
     TensorFlow's compiler evaluates symbolically what the inputs of a branch depend on, which takes
     minutes for the output of a network; at the variables of a loop, here one of one pass, it stops.
     """
     _, buffer, _ = tf.while_loop(
         lambda pending, *_: pending,
-        lambda _, b, x: (tf.constant(False), write_row(b, row, x, overwrite), x),
+        lambda _, b, x: (tf.constant(False), write(b, row, x), x),
         (tf.constant(True), buffer, value),
         maximum_iterations=1,
         name="write",

@@ -140,16 +140,14 @@ def integrate(problem, recording=None):
         """Writes what the step before this one arrived at, which is a loop variable by now."""
         new = tf.logical_and(c.moved, tf.equal(c.accepted % recording.stride, 0))
         row = tf.where(new, recording.row(c.accepted // recording.stride), recording.rows)
-        return [
-            buffers.write_row(b, row, c.ys[i], recording.overwrites)
-            for b, i in zip(c.checkpoints, live)
-        ]
+        return [buffers.write_row(b, row, c.ys[i]) for b, i in zip(c.checkpoints, live)]
 
     def write_stages(c, stages, accepted):
         row = tf.where(accepted, c.accepted % recording.ring, recording.ring)
         values = [tf.stack([stage[i] for stage in stages]) for i in live]
-        # Without states the ring has room for all steps.
-        return [buffers.write_new_row(b, row, x, keeps_states) for b, x in zip(c.stages, values)]
+        return [
+            buffers.for_branches(buffers.write_row, b, row, x) for b, x in zip(c.stages, values)
+        ]
 
     status = tf.where(_monotonic(ts), int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
     status = _first_failure(status, _finite(ys0), Status.NON_FINITE_STATE)

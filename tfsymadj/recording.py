@@ -23,9 +23,6 @@ class Recording:
     rows: Any
     ring: Any = 0
 
-    #: Whether a row may be written more than once.
-    overwrites = False
-
     @property
     def keeps_states(self):
         """Whether there are rows."""

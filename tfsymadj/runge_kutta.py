@@ -106,33 +106,42 @@ def rk_step_adjoint(dynamics, tableau, t, h, stage, adjoints, sums, variables=()
         `StepGradients`.
     """
     order = [i for i in reversed(range(tableau.num_rows)) if tableau.active_stages[i]]
+    count = len(order)
     stages = tf.constant(order, tf.int32)
-    nodes = tf.constant([tableau.c[i] for i in order], tf.float64)
+    nodes = np.array([tableau.c[i] for i in order])
+    ts = t + h * nodes
     rows = [[tableau.a[j][i] if i < j else 0.0 for i in order] for j in order]
-    coupling = tf.constant(rows, tf.float64)
-    weights = _outer(h * np.array([tableau.b[i] for i in order]), adjoints)
+    coupling = _as_factors(h * np.array(rows), adjoints)
+    weights = _as_factors(h * np.array([tableau.b[i] for i in order]), adjoints)
+    weights = [w * y for w, y in zip(weights, adjoints)]
     times = [tf.zeros([], tf.float64)] * 2 if with_time else []
 
     def body(k, cotangents, weights, sums, times):
         products, dt, captured, others, values = dynamics.vjp(
-            t + nodes[k] * h, stage(stages[k]), cotangents, variables, with_values=with_time
+            tf.gather(ts, k),
+            stage(tf.gather(stages, k)),
+            cotangents,
+            variables,
+            with_values=with_time,
         )
-        weights = [w + x for w, x in zip(weights, _outer(h * coupling[k], products))]
+        weights = [w + tf.gather(c, k) * x for w, c, x in zip(weights, coupling, products)]
         if with_time:
             dt = tf.zeros([], tf.float64) if dt is None else dt
             start, step = times
             # Not a chain of additions: see above.
-            times = [start + dt, step - (-nodes[k] * dt - inner(cotangents, values) / h)]
+            node = tf.gather(nodes, k)
+            times = [start + dt, step - (-node * dt - inner(cotangents, values) / h)]
         # Taken from the rows after, not before they are changed: so XLA changes them in place.
-        later = [w[tf.minimum(k + 1, len(order) - 1)] for w in weights]
-        return k + 1, later, weights, _add_terms(sums, [*products, *captured, *others]), times
+        later = tf.minimum(k + 1, count - 1)
+        sums = _add_terms(sums, [*products, *captured, *others])
+        return k + 1, [tf.gather(w, later) for w in weights], weights, sums, times
 
     _, _, _, sums, times = tf.while_loop(
-        lambda k, *_: k < len(order),
+        lambda k, *_: k < count,
         body,
         (tf.zeros([], tf.int32), [w[0] for w in weights], weights, list(sums), times),
         parallel_iterations=1,
-        maximum_iterations=len(order),
+        maximum_iterations=count,
         name="adjoint_of_stages",
     )
     return StepGradients(sums, *(times or (None, None)))
@@ -209,12 +218,10 @@ def _add(ys, increments):
     return [y + d for y, d in zip(ys, increments)]
 
 
-def _outer(coefficients, ys):
-    """Every coefficient (of a vector) times every tensor: list of tensors `[n, ...]`."""
-    return [
-        tf.reshape(tf.cast(coefficients, y.dtype), [-1] + [1] * y.shape.rank) * y[tf.newaxis]
-        for y in ys
-    ]
+def _as_factors(coefficients, ys):
+    """Coefficients `[..., n]` per tensor, in its dtype and ready to be multiplied with it."""
+    shape = coefficients.shape.as_list()
+    return [tf.reshape(tf.cast(coefficients, y.dtype), [*shape, *[1] * y.shape.rank]) for y in ys]
 
 
 def _add_terms(sums, terms):

@@ -164,8 +164,6 @@ class _Budget(Recording):
 
     kept: Any = None
 
-    overwrites = True
-
     def row(self, segment):
         if tf.is_tensor(self.kept):
             found = tf.equal(self.kept, segment)
@@ -204,7 +202,7 @@ class _Budget(Recording):
             depth = depth + tf.cast(push, tf.int32)
             positions = tf.where(tf.equal(tf.range(self.rows), depth), position, positions)
             row = tf.where(push, order[depth], self.rows)
-            slots = [buffers.write_row(c, row, y, overwrite=True) for c, y in zip(slots, ys)]
+            slots = [buffers.replace_row(c, row, y) for c, y in zip(slots, ys)]
             end = position + _split(segment + 1 - position, self.rows - depth, table)
             return end, advance(position, end, ys), slots, positions, depth
 

@@ -27,11 +27,12 @@ class _KeptStages:
         """`rows` with the stage values of step n."""
         values = [tf.stack(x) for x in zip(*stages)]
         row = n % self._ring
-        return [buffers.write_new_row(r, row, x, overwrite=True) for r, x in zip(rows, values)]
+        return [buffers.for_branches(buffers.replace_row, r, row, x) for r, x in zip(rows, values)]
 
-    def get(self, rows, n, i, like):
-        """The stage value i of step n."""
-        return [tf.ensure_shape(r[n % self._ring, i], y.shape) for r, y in zip(rows, like)]
+    def of_step(self, rows, n, like):
+        """Callable from i to the stage value i of step n."""
+        row = n % self._ring
+        return lambda i: [tf.ensure_shape(r[row, i], y.shape) for r, y in zip(rows, like)]
 
 
 class _StageLists:
@@ -49,17 +50,18 @@ class _StageLists:
 
     def set(self, rows, n, stages):
         """`rows` with the stage values of step n."""
+        first = self._first_row(n)
         for i, stage in enumerate(stages):
-            row = self._row(n, i)
-            rows = [buffers.set_row(r, row, y) for r, y in zip(rows, stage)]
+            rows = [buffers.set_row(r, first + i, y) for r, y in zip(rows, stage)]
         return rows
 
-    def get(self, rows, n, i, like):
-        """The stage value i of step n."""
-        return [buffers.get_row(r, self._row(n, i), y) for r, y in zip(rows, like)]
+    def of_step(self, rows, n, like):
+        """Callable from i to the stage value i of step n."""
+        first = self._first_row(n)
+        return lambda i: [buffers.get_row(r, first + i, y) for r, y in zip(rows, like)]
 
-    def _row(self, n, i):
-        return n % self._stride * self._stages + i
+    def _first_row(self, n):
+        return n % self._stride * self._stages
 
 
 class Sweep:
@@ -101,9 +103,7 @@ class Sweep:
         first = self._recording.num_recomputed(self._accepted)
         if self._recording.keeps_stages:
             stages = _KeptStages(self._recording.ring)
-            state = self._adjoint_steps(
-                first, self._accepted, lambda n, i: self._stage(stages, self._kept, n, i), state
-            )
+            state = self._adjoint_steps(first, self._accepted, stages, self._kept, state)
         if self._recording.keeps_states:
             state = self._segments(first, state)
         n, m = len(cotangents), len(cotangents) + len(self._dynamics.captured)
@@ -147,9 +147,7 @@ class Sweep:
             # that its last evaluation is not made.
             state = self._adjoint_from_state(last, ys, state)
             if not single:
-                state = self._adjoint_steps(
-                    begin, last, lambda n, i: self._stage(stages, rows, n, i), state
-                )
+                state = self._adjoint_steps(begin, last, stages, rows, state)
             return q - 1, held, rows, state
 
         total = -(-self._accepted // stride)
@@ -162,9 +160,6 @@ class Sweep:
             name="segments",
         )
         return state
-
-    def _stage(self, stages, rows, n, i):
-        return self._whole(stages.get(rows, n, i, self._live))
 
     def _whole(self, ys):
         """The state with these live parts; the dynamics don't depend on the others."""
@@ -208,11 +203,12 @@ class Sweep:
         )
         return ys, rows
 
-    def _adjoint_steps(self, begin, end, stage, state):
+    def _adjoint_steps(self, begin, end, stages, rows, state):
         """The adjoint over the steps from `begin` to before `end`, last first."""
 
         def body(n, state):
-            return n - 1, self._adjoint_step(n, lambda i: stage(n, i), state)
+            stage = stages.of_step(rows, n, self._live)
+            return n - 1, self._adjoint_step(n, stage, state)
 
         _, state = tf.while_loop(
             lambda n, state: n >= begin,
@@ -227,11 +223,11 @@ class Sweep:
     def _adjoint_from_state(self, n, ys, state):
         """The adjoint over the step n, from the state before it."""
         stages = [tf.stack(x) for x in zip(*self._step(n, ys).stages)]
-        return self._adjoint_step(n, lambda i: self._whole([x[i] for x in stages]), state)
+        return self._adjoint_step(n, lambda i: [tf.gather(x, i) for x in stages], state)
 
     def _adjoint_step(self, n, stage, state):
-        """The adjoint over the step n, from its stage values."""
-        return self._differentiate(n, rk_step_adjoint, stage, state)
+        """The adjoint over the step n, from its stage values: `stage(i)`, their live parts."""
+        return self._differentiate(n, rk_step_adjoint, lambda i: self._whole(stage(i)), state)
 
     def _differentiate(self, n, rule, start, state):
         """The step n by `rk_step_adjoint` from its stages, or by `rk_step_vjp` from the state."""
