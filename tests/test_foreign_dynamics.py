@@ -60,6 +60,12 @@ def over_keras_layer():
     return lambda t, y: dense(y)
 
 
+def over_keras_variables():
+    kernel = keras.Variable(np.zeros([2, 2], "float32"), name="kernel")
+    bias = keras.Variable(0.0, name="bias")
+    return lambda t, y: keras.ops.matmul(y, kernel) + bias
+
+
 def tf_keras_model():
     tf_keras = pytest.importorskip("tf_keras")
     dense = tf_keras.layers.Dense(2, kernel_initializer="zeros")
@@ -86,18 +92,29 @@ KINDS = {
     "plain": (Plain, 1),
     "function": (function, 2),
     "over_keras_layer": (over_keras_layer, 2),
+    "over_keras_variables": (over_keras_variables, 2),
     "tf_keras_model": (tf_keras_model, 2),
     "tf_keras_layer": (tf_keras_layer, 1),
 }
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_variables_of_a_keras_layer_are_its_own(built):
+    dense = keras.layers.Dense(2)
+    if built:
+        dense.build((None, 2))
+    layer = ODELayer(lambda t, y: dense(y), **FIXED)
+    layer.build((None, 2))
+    assert [id(v) for v in layer.trainable_variables] == [id(v) for v in dense.trainable_variables]
 
 
 @pytest.mark.parametrize(
     "kind, jit",
     [
         ("module", True),
-        *((kind, False) for kind in ("lazy", "function", "over_keras_layer", "tf_keras_model")),
+        *((kind, False) for kind in ("lazy", "function", "over_keras_variables", "tf_keras_model")),
         *(slow(kind, True) for kind in KINDS if kind != "module"),
-        *(slow(kind, False) for kind in ("module", "plain", "tf_keras_layer")),
+        *(slow(kind, False) for kind in ("module", "plain", "over_keras_layer", "tf_keras_layer")),
     ],
 )
 def test_trains(kind, jit):

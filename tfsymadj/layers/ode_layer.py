@@ -156,11 +156,11 @@ class ODELayer(keras.Layer):
         autonomous = self._is_autonomous(args)
         calling.build(self.dynamics, y0, args, autonomous)
         if not isinstance(self.dynamics, keras.Layer):
+            found = calling.variables(self.dynamics, y0, args, autonomous)  # builds layers
             listed = inspection.keras_variables(self.dynamics)
-            for variable in calling.variables(self.dynamics, y0, args, autonomous):
-                self._track_variable(
-                    listed.get(_platform.storage(variable)) or _platform.adopted(variable)
-                )
+            for variable in found:
+                known = listed.get(_platform.storage(variable))
+                self._track_variable(_platform.adopted(variable) if known is None else known)
 
     def get_build_config(self):
         return {"specs": keras.saving.serialize_keras_object(self._specs)} if self.built else None
