@@ -84,6 +84,33 @@ def test_wrong_results(name, mode):
         check_usable(dynamics, before, mode, FIXED)
 
 
+@pytest.mark.parametrize("jit", [False, slow(True)])
+@pytest.mark.parametrize(
+    "shape, fault",
+    [
+        ([None, 2], lambda y: y[:1]),  # would be broadcast
+        ([None, 2], lambda y: y[:0]),
+        ([None, None], tf.transpose),
+        ([None, None], lambda y: y[:, :1]),
+    ],
+    ids=["one", "none", "transposed", "column"],
+)
+def test_wrong_shape_that_the_trace_can_not_tell(shape, fault, jit):
+    @tf.function(jit_compile=jit, input_signature=[tf.TensorSpec(shape)])
+    def compute(y0):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            y = tfsymadj.odeint(lambda t, y: fault(-y), y0, [0.0, 1.0], **FIXED)
+        return tape.gradient(y, y0)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must_return_the_shape_of_y0"):
+        compute(tf.ones([3, 2]))
+    # Where the shapes happen to be those of the state, nothing is wrong.
+    if fault is not tf.transpose:
+        rows = 0 if fault(tf.ones([3, 2])).shape[0] == 0 else 1
+        assert compute(tf.ones([rows, 2 if shape[1] else 1])).shape[0] == rows
+
+
 class Mishap(Exception):
     """Of the user's own."""
 
@@ -172,11 +199,15 @@ def checked(x):
     return tf.identity(x), gradient
 
 
+def checked_result(dynamics, t, k):
+    return checked(k)
+
+
 @OPTIONS
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_assertion_inside_of_the_derivative(mode, options):
     """A taped evaluation that fails while it runs ends the gradient with its own message."""
-    dynamics = Faulty(lambda d, t, k: checked(k))
+    dynamics = Faulty(checked_result)
     before = dynamics.w.numpy()
     with pytest.raises(tf.errors.InvalidArgumentError, match="too steep"):
         gradients(dynamics, mode, options, weight=tf.fill([3, 2], 1e9))
@@ -262,12 +293,17 @@ def test_memory_exhausted(mode):
 
 @OPTIONS
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_bad_args(value, options):
-    def dynamics(t, y, a):
-        return a * y
+@pytest.mark.parametrize("mode", ["eager", slow("graph"), slow("xla")])
+def test_bad_args(mode, value, options):
+    def compute():
+        return tfsymadj.odeint(lambda t, y, a: a * y, tf.ones([2]), [0.0, 1.0], args=value,
+                               **options)[-1]  # fmt: skip
 
-    with pytest.raises(tf.errors.InvalidArgumentError, match="NON_FINITE_DYNAMICS at t = 0"):
-        tfsymadj.odeint(dynamics, tf.ones([2]), [0.0, 1.0], args=value, **options)
+    if mode == "xla":  # which drops assertions
+        assert np.all(np.isnan(run(compute, mode)))
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="NON_FINITE_DYNAMICS at t = 0"):
+            run(compute, mode)
 
 
 class Field(keras.layers.Layer):
@@ -315,6 +351,153 @@ def test_bad_data_in_fit(name, jit, options):
         for a, b in zip(model.get_weights(), before):
             np.testing.assert_array_equal(a, b)
     assert np.isfinite(model.fit(x, x, verbose=0).history["loss"][-1])
+
+
+JIT = pytest.mark.parametrize("jit", [False, slow(True)])
+DATA = np.full([8, 2], 0.1, "float32")
+
+
+def model_of(dynamics, jit, options):
+    model = keras.Sequential([keras.Input((2,)), ODELayer(dynamics, **options)])
+    model.compile("sgd", "mse", jit_compile=jit)
+    return model
+
+
+def check_trains_on(model, dynamics, before):
+    """Without its fault the model trains from the weights before it as one that had none."""
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+    dynamics.fault = None
+    jit = model.jit_compile
+    model.compile("sgd", "mse", jit_compile=jit)
+    model.fit(DATA, DATA, verbose=0)
+    healthy = Faulty()
+    other = model_of(healthy, jit, dict(model.layers[-1]._solver))
+    other.set_weights(before)
+    other.fit(DATA, DATA, verbose=0)
+    np.testing.assert_array_equal(dynamics.w, healthy.w)
+
+
+@JIT
+@pytest.mark.parametrize("name", [name if name == "shape" else slow(name) for name in RESULTS])
+def test_wrong_results_in_fit(name, jit):
+    fault, error, words = RESULTS[name]
+    if name == "empty":  # the size of a batch is known at run time only
+        error, words = tf.errors.InvalidArgumentError, "must_return_the_shape_of_y0"
+    dynamics = Faulty()
+    model = model_of(dynamics, jit, FIXED)
+    model.fit(DATA, DATA, verbose=0)
+    before = model.get_weights()
+    dynamics.fault = fault
+    model.compile("sgd", "mse", jit_compile=jit)  # traces again
+    with pytest.raises(error, match=words):
+        model.fit(DATA, DATA, verbose=0)
+    check_trains_on(model, dynamics, before)
+
+
+@JIT
+@pytest.mark.parametrize("options", [FIXED, slow(ADAPTIVE)])
+def test_exception_in_fit(options, jit):
+    """At any of the traces that the layer, `fit` and the gradient make."""
+    healthy = Faulty()
+    model_of(healthy, jit, options).fit(DATA, DATA, verbose=0)
+    assert healthy.calls > 4
+    for number in {1, 2, healthy.calls // 2, healthy.calls}:
+
+        def fault(dynamics, t, k, number=number):
+            if dynamics.calls == number:
+                raise Mishap(f"at call {number}")
+            return k
+
+        dynamics = Faulty(fault)
+        before = dynamics.w.numpy()
+        with pytest.raises(Exception, match=f"at call {number}"):
+            model_of(dynamics, jit, options).fit(DATA, DATA, verbose=0)
+        np.testing.assert_array_equal(dynamics.w, before)
+    dynamics.fault = None
+    check_trains_on(model_of(dynamics, jit, options), dynamics, [before])
+
+
+@pytest.mark.parametrize("options", [FIXED, slow(ADAPTIVE)])
+@pytest.mark.parametrize("place", ["dynamics", "derivative"])
+def test_assertion_in_fit(place, options):
+    def late(d, t, k):
+        with tf.control_dependencies([tf.debugging.assert_less(t, 0.5, "too late")]):
+            return tf.identity(k)
+
+    fault, words = (late, "too late") if place == "dynamics" else (checked_result, "too steep")
+    dynamics = Faulty(fault)
+    model = model_of(dynamics, False, options)
+    before = model.get_weights()
+    target = DATA if place == "dynamics" else np.full_like(DATA, 1e9)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        model.fit(DATA, target, verbose=0)
+    check_trains_on(model, dynamics, before)
+
+
+@JIT
+@pytest.mark.parametrize("options", [FIXED, slow(ADAPTIVE)])
+@pytest.mark.parametrize("name", ["target", "derivative"])
+def test_gradients_that_are_not_finite_in_fit(name, options, jit):
+    """The solves are fine; Keras writes into the weights what it is given."""
+    dynamics = Faulty(None if name == "target" else lambda d, t, k: tf.sqrt(k))
+    model = model_of(dynamics, jit, options)
+    before = model.get_weights()
+    x = np.tile(np.float32([0.1, 0.2]), [8, 1])  # where the square roots are of positive numbers
+    target = x.copy()
+    if name == "target":
+        target[2, 1] = np.nan
+    else:
+        x[2] = 0.0
+    loss = model.fit(x, target, verbose=0).history["loss"][-1]
+    assert np.isnan(loss) == (name == "target")
+    assert np.any(np.isnan(dynamics.w))
+    model.set_weights(before)
+    check_trains_on(model, dynamics, before)
+
+
+class Timed(keras.Model):
+    """A solve whose last time and whose factor come with the data."""
+
+    def __init__(self, options):
+        super().__init__()
+        self.w = self.add_weight(name="w", shape=(), initializer="ones")
+        self.solver = ODELayer(lambda t, y, a: a * self.w * y, **options)
+
+    def call(self, inputs):
+        y, t, a = inputs
+        return self.solver(y, t=tf.stack([0.0, tf.reduce_mean(t)]), args=(a,))
+
+
+@JIT
+@pytest.mark.parametrize("options", [FIXED, slow(ADAPTIVE)])
+@pytest.mark.parametrize(
+    "place, value, reason",
+    [
+        (1, np.nan, "TIMES_NOT_MONOTONIC"),
+        slow(1, 0.0, "TIMES_NOT_MONOTONIC"),  # the last time is the first
+        slow(2, np.nan, "NON_FINITE_DYNAMICS"),
+        (2, np.inf, "NON_FINITE_DYNAMICS"),
+    ],
+)
+def test_bad_times_and_args_in_fit(place, value, reason, options, jit):
+    model = Timed(options)
+    model.compile("sgd", "mse", jit_compile=jit)
+    inputs = [DATA, DATA[:, :1], DATA[:, :1]]
+    model.fit(inputs, DATA, verbose=0)
+    before = model.get_weights()
+    bad = list(inputs)
+    bad[place] = inputs[place].copy()
+    bad[place][:] = value
+    if jit:  # which drops assertions
+        assert np.isnan(model.fit(bad, DATA, verbose=0).history["loss"][-1])
+        model.set_weights(before)
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=reason):
+            model.fit(bad, DATA, verbose=0)
+        for a, b in zip(model.get_weights(), before):
+            np.testing.assert_array_equal(a, b)
+    assert np.isfinite(model.fit(inputs, DATA, verbose=0).history["loss"][-1])
 
 
 @pytest.mark.parametrize("mode", ["graph", slow("xla")])

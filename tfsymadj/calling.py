@@ -188,8 +188,19 @@ def _checked(result, like, ys):
             raise ValueError(
                 f"`dynamics` must return the shape of `y0`, {y.shape}. Received: {value.shape}"
             )
-        checked.append(tf.ensure_shape(value, y.shape))
+        checked.append(_in_shape_of(y, tf.ensure_shape(value, y.shape)))
     return checked
+
+
+def _in_shape_of(y, value):
+    """`value`, if it has the shape of `y` at run time too, and need not be broadcast to it."""
+    if y.shape.is_fully_defined():
+        return value
+    # Under XLA assertions are dropped; a reshape to a negative size fails there as well.
+    shape = tf.shape(y)
+    shape = tf.where(tf.equal(tf.shape(value), shape), shape, -2)
+    value = tf.reshape(value, shape, name="dynamics_must_return_the_shape_of_y0")
+    return tf.ensure_shape(value, y.shape)
 
 
 def _describe(nest):
