@@ -142,7 +142,8 @@ def test_gradients(construct, mode):
     check(construct, normal(2, 3), mode)
 
 
-@pytest.mark.parametrize("mode", [slow("eager"), "graph"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_vectorized_map(mode):
     check(in_vectorized_map, normal(2, 3), mode)
 

@@ -116,7 +116,7 @@ class Mishap(Exception):
 
 
 @OPTIONS
-@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_exception_at_any_trace(mode, options):
     """Traced to see what they use, for the forward pass, recomputation and tapes."""
     healthy = Faulty()
@@ -395,8 +395,9 @@ def test_wrong_results_in_fit(name, jit):
     check_trains_on(model, dynamics, before)
 
 
-@JIT
-@pytest.mark.parametrize("options", [FIXED, slow(ADAPTIVE)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("options", [FIXED, ADAPTIVE])
 def test_exception_in_fit(options, jit):
     """At any of the traces that the layer, `fit` and the gradient make."""
     healthy = Faulty()

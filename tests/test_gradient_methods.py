@@ -24,7 +24,7 @@ ADAPTIVE = dict(method="dopri5", rtol=1e-5, atol=1e-5, max_steps=64)
 TIGHT = ContinuousAdjoint(rtol=1e-12, atol=1e-12, method="dopri8")
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 @pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["rk4", "dopri5"])
 @pytest.mark.parametrize("gradient", EXACT, ids=repr)
 def test_exact_methods_agree(gradient, options, mode):
@@ -33,7 +33,7 @@ def test_exact_methods_agree(gradient, options, mode):
     assert relative_error(actual, expected) < FLOAT64
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", ["eager", slow("graph"), slow("xla")])
 def test_continuous_adjoint_of_everything(mode):
     """Where both solves are converged, discrete and continuous gradients are one."""
     problem = everything()
@@ -245,7 +245,7 @@ def long_gradients(dtype, gradient, num_steps, mode):
     return np.concatenate([np.ravel(g).astype(np.float64) for g in run(compute, mode)])
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("mode", ["graph", slow("xla")])
 @pytest.mark.parametrize("num_steps", [100, slow(10_000)])
 def test_rounding_does_not_grow_with_the_steps(num_steps, mode):
     """Within a few roundings of the exact gradient of the same steps, however many."""

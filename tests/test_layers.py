@@ -67,7 +67,7 @@ def model_of(layer):
     [
         (network, False),
         (network, True),
-        (squashed, False),
+        slow(squashed, False),
         slow(squashed, True),
         slow(autonomous, False),
         (autonomous, True),
@@ -223,7 +223,7 @@ print("agrees")
         ("export", FIXED),
         slow("save", FIXED),
         slow("export", {"rtol": 1e-4, "max_steps": 64}),
-        ("save", {"rtol": 1e-4, "max_steps": 64}),
+        slow("save", {"rtol": 1e-4, "max_steps": 64}),
     ],
 )
 def test_saved_model_has_gradients_in_a_fresh_process(kind, options, data, tmp_path):

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, run
+from conftest import MODES, run, slow
 
 import tfsymadj
 from tfsymadj import Backprop, SymplecticAdjoint
@@ -60,7 +60,7 @@ def rk4(num_steps):
     return dict(method="rk4", num_steps=num_steps)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", "xla"])
 def test_square_root_of_the_steps(mode):
     """2 sqrt(1000 * 4) states are 16 MiB, every step would be 125 MiB, every stage 500 MiB."""
     assert peak(SymplecticAdjoint(), mode, **rk4(1000)) < 40 * MIB
@@ -80,7 +80,7 @@ def test_four_times_the_steps_double_the_memory(mode):
     assert many / few < 2.6
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("mode", ["graph", slow("xla")])
 def test_steps_grow_by_a_state_a_step(mode):
     few, many = (peak(SymplecticAdjoint("steps"), mode, **rk4(n)) for n in (450, 950))
     assert (many - few) / (500 * STATE_SIZE) < 1.25

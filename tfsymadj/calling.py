@@ -200,7 +200,8 @@ def _in_shape_of(y, value):
     shape = tf.shape(y)
     shape = tf.where(tf.equal(tf.shape(value), shape), shape, -2)
     value = tf.reshape(value, shape, name="dynamics_must_return_the_shape_of_y0")
-    return tf.ensure_shape(value, y.shape)
+    value.set_shape(y.shape)  # TFLite has no kernel of `tf.ensure_shape`
+    return value
 
 
 def _describe(nest):
