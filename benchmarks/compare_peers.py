@@ -66,6 +66,7 @@ class Case:
 CASES = [
     Case("tfsymadj, auto, XLA", "tensorflow", "auto-xla", "o"),
     Case("tfsymadj, auto, graph", "tensorflow", "auto-graph", "o"),
+    Case("tfsymadj, 24 states, XLA", "tensorflow", "24-xla", "X"),
     Case("tfsymadj, 64 states, XLA", "tensorflow", "64-xla", "P"),
     Case("tfsymadj, 64 states, graph", "tensorflow", "64-graph", "P"),
     Case("tfsymadj, steps, XLA", "tensorflow", "steps-xla", "s"),

@@ -29,11 +29,11 @@ def write_row(buffer, row, value):
     `value` should be a loop variable, see `for_branches`.
     """
 
-    def on_cpu():
+    def in_place():
         return tf.raw_ops.InplaceUpdate(x=buffer, i=[row], v=value[tf.newaxis])
 
     # On a GPU that operation knows no complex numbers.
-    return _by_device(buffer, row, value, on_cpu)
+    return _by_device(buffer, row, value, in_place, None if buffer.dtype.is_complex else in_place)
 
 
 def replace_row(buffer, row, value):
@@ -41,11 +41,15 @@ def replace_row(buffer, row, value):
 
     Under XLA `value` should be a loop variable, see `for_branches`.
     """
-    return _by_device(buffer, row, value, lambda: _replaced(buffer, row, value))
+
+    def replaced():
+        return _replaced(buffer, row, value)
+
+    return _by_device(buffer, row, value, replaced, replaced)
 
 
-def _by_device(buffer, row, value, on_cpu):
-    """The buffer with a row replaced.
+def _by_device(buffer, row, value, on_cpu, on_gpu):
+    """The buffer with a row replaced by `on_cpu` or `on_gpu`; None: in a copy.
 
     No single operation updates in place in both worlds: `TensorScatterUpdate` copies the buffer in
     graph mode, and the operations that don't copy there have no XLA kernel. `DeviceIndex` is what
@@ -55,10 +59,7 @@ def _by_device(buffer, row, value, on_cpu):
     if size == 0:
         return buffer
 
-    def on_gpu():
-        return _replaced(buffer, row, value)
-
-    def compiled():
+    def copied():  # but not by XLA
         return tf.tensor_scatter_nd_update(buffer, [[row]], value[tf.newaxis])
 
     def untouched():
@@ -67,7 +68,7 @@ def _by_device(buffer, row, value, on_cpu):
     branch = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
     if size is None:  # the kernels refuse to write nothing
         branch = tf.where(tf.equal(tf.size(value), 0), 3, branch)
-    new = tf.switch_case(branch, [on_cpu, on_gpu, compiled, untouched])
+    new = tf.switch_case(branch, [on_cpu, on_gpu or copied, copied, untouched])
     return tf.ensure_shape(new, buffer.shape)
 
 

@@ -142,8 +142,9 @@ def integrate(problem, recording=None):
         row = tf.where(new, recording.row(c.accepted // recording.stride), recording.rows)
         return [buffers.write_row(b, row, c.ys[i]) for b, i in zip(c.checkpoints, live)]
 
-    def write_stages(c, stages, accepted):
-        row = tf.where(accepted, c.accepted % recording.ring, recording.ring)
+    def write_stages(c, stages):
+        # A step that is rejected leaves its values where those of the next one will be.
+        row = c.accepted % recording.ring
         values = [tf.stack([stage[i] for stage in stages]) for i in live]
         return [
             buffers.for_branches(buffers.write_row, b, row, x) for b, x in zip(c.stages, values)
@@ -188,7 +189,7 @@ def integrate(problem, recording=None):
         checkpoints=[buffers.dense_rows(recording.rows + 1, ys0[i]) for i in live]
         if keeps_states
         else [],
-        stages=[buffers.dense_rows(recording.ring + 1, tf.stack([ys0[i]] * s)) for i in live]
+        stages=[buffers.dense_rows(recording.ring, tf.stack([ys0[i]] * s)) for i in live]
         if keeps_stages
         else [],
     )
@@ -261,7 +262,7 @@ def integrate(problem, recording=None):
                 outputs=[buffers.set_row(o, c.interval + 1, y) for o, y in zip(c.outputs, ends)],
                 grid=grid,
                 checkpoints=checkpoints,
-                stages=write_stages(c, step.stages[:s], accepted) if keeps_stages else [],
+                stages=write_stages(c, step.stages[:s]) if keeps_stages else [],
             ),
         )
 

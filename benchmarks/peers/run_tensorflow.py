@@ -11,6 +11,7 @@ import tfsymadj
 
 GRADIENTS = {
     "auto": tfsymadj.SymplecticAdjoint("auto"),
+    "24": tfsymadj.SymplecticAdjoint(24),
     "64": tfsymadj.SymplecticAdjoint(64),
     "steps": tfsymadj.SymplecticAdjoint("steps"),
     "stages": tfsymadj.SymplecticAdjoint("stages"),
