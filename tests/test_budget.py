@@ -280,3 +280,25 @@ def test_huge_adaptive_budgets_are_refused():
             lambda t, y: -y, tf.ones([1000]), [0.0, 1.0], max_steps=2**30,
             gradient=SymplecticAdjoint(10**12),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["graph", slow("eager"), slow("xla")])
+@pytest.mark.parametrize("checkpoints", ["auto", "stages", 12])
+def test_rejected_steps_that_are_not_finite(checkpoints, mode):
+    """Their stage values are gone when the next step's are kept."""
+    y0 = tf.constant([0.0], tf.float64)
+
+    def compute():
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            solution = tfsymadj.solve(
+                lambda t, y: tf.sqrt(1.0 - y), y0, [0.0, 1.9], rtol=1e-9, atol=1e-9,
+                first_step=1.9, max_steps=64, gradient=SymplecticAdjoint(checkpoints),
+            )  # fmt: skip
+            end = solution.y[-1]
+        return solution.stats.num_rejected, tape.gradient(end, y0)
+
+    rejected, gradient = run(compute, mode)
+    assert rejected > 0
+    # sqrt(1 - y) = sqrt(1 - y0) - t / 2
+    np.testing.assert_allclose(gradient, [1.0 - 1.9 / 2.0], rtol=1e-6)
