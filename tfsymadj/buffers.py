@@ -86,9 +86,11 @@ def _replaced(buffer, row, value):
 
 def _in_place_gradient(op, g):
     """Of `InplaceUpdate`: second derivatives go through the loop that writes."""
-    row = op.inputs[1]
-    rows = tf.gather(g, row)
-    return _replaced(g, row[0], tf.zeros_like(rows[0])), None, rows
+    indices = op.inputs[1]
+    rows = tf.gather(g, indices)
+    # XLA does not know the branch of a derivative, and has a kernel for this operation.
+    rest = tf.tensor_scatter_nd_update(g, indices[:, tf.newaxis], tf.zeros_like(rows))
+    return rest, None, rows
 
 
 with contextlib.suppress(KeyError):  # TensorFlow has none; a reloaded module finds its own
