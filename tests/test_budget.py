@@ -283,7 +283,7 @@ def test_huge_adaptive_budgets_are_refused():
 
 
 @pytest.mark.parametrize("mode", ["graph", slow("eager"), slow("xla")])
-@pytest.mark.parametrize("checkpoints", ["auto", "stages", 12])
+@pytest.mark.parametrize("checkpoints", ["auto", slow("stages"), slow(12)])
 def test_rejected_steps_that_are_not_finite(checkpoints, mode):
     """Their stage values are gone when the next step's are kept."""
     y0 = tf.constant([0.0], tf.float64)

@@ -328,7 +328,7 @@ class TrainStep(keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
 
-@pytest.mark.parametrize("jit", [slow(False), True])
+@pytest.mark.parametrize("jit", [False, slow(True)])
 def test_custom_train_step(jit):
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
@@ -371,7 +371,7 @@ def _decay(t, y):
     return -y
 
 
-@pytest.mark.parametrize("jit", [slow(False), True])
+@pytest.mark.parametrize("jit", [False, slow(True)])
 def test_learnable_end_time(jit):
     x = np.ones((4, 1), "float32")
     model = LearnedEnd()

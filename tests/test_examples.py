@@ -33,6 +33,7 @@ def row(name, output):
     return [float(value) for value in found[1].replace("±", " ").split()]
 
 
+@pytest.mark.slow
 def test_digits(tmp_path):
     output = run_example("digits.py", "--quick", "--out", tmp_path)
 

@@ -157,7 +157,7 @@ def test_assertion_inside_of_the_dynamics(mode, options):
 
 
 @OPTIONS
-@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_nan_of_a_cotangent(mode, options):
     """The solution is fine; the gradients that depend on it are NaN, and nothing hangs."""
     dynamics = Faulty()
@@ -170,7 +170,7 @@ def test_nan_of_a_cotangent(mode, options):
 
 
 @OPTIONS
-@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_derivative_that_is_not_finite(mode, options):
     """The values are fine, the taped evaluations are not: as in back-propagation, the gradient."""
 
@@ -204,7 +204,7 @@ def checked_result(dynamics, t, k):
 
 
 @OPTIONS
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph"])
 def test_assertion_inside_of_the_derivative(mode, options):
     """A taped evaluation that fails while it runs ends the gradient with its own message."""
     dynamics = Faulty(checked_result)

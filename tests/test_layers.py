@@ -70,7 +70,7 @@ def model_of(layer):
         slow(squashed, False),
         slow(squashed, True),
         slow(autonomous, False),
-        (autonomous, True),
+        slow(autonomous, True),
     ],
 )
 def test_sequential_model_trains(dynamics, jit, data):
@@ -82,6 +82,7 @@ def test_sequential_model_trains(dynamics, jit, data):
     assert model.predict(data[0], verbose=0).shape == (48, 1)
 
 
+@pytest.mark.slow
 def test_adaptive_layer_trains_with_xla(data):
     layer = ODELayer(network(), rtol=1e-4, max_steps=64)
     model = model_of(layer)

@@ -80,7 +80,8 @@ def test_four_times_the_steps_double_the_memory(mode):
     assert many / few < 2.6
 
 
-@pytest.mark.parametrize("mode", ["graph", slow("xla")])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_steps_grow_by_a_state_a_step(mode):
     few, many = (peak(SymplecticAdjoint("steps"), mode, **rk4(n)) for n in (450, 950))
     assert (many - few) / (500 * STATE_SIZE) < 1.25
