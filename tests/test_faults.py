@@ -19,6 +19,7 @@ from tfsymadj.layers import ODELayer
 FIXED = dict(method="heun", num_steps=3)
 ADAPTIVE = dict(method="bosh3", rtol=1e-3, max_steps=32)
 OPTIONS = pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["fixed", "adaptive"])
+JIT = pytest.mark.parametrize("jit", [False, slow(True)])
 
 
 class Faulty:
@@ -84,7 +85,7 @@ def test_wrong_results(name, mode):
         check_usable(dynamics, before, mode, FIXED)
 
 
-@pytest.mark.parametrize("jit", [False, slow(True)])
+@JIT
 @pytest.mark.parametrize(
     "shape, fault",
     [
@@ -115,21 +116,26 @@ class Mishap(Exception):
     """Of the user's own."""
 
 
-@OPTIONS
-@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
-def test_exception_at_any_trace(mode, options):
-    """Traced to see what they use, for the forward pass, recomputation and tapes."""
-    healthy = Faulty()
-    gradients(healthy, mode, options)
-    assert healthy.calls > 4
-    for number in {1, 2, healthy.calls // 2, healthy.calls}:
+def raising(calls):
+    """Dynamics that raise when they are called for the first, ... or last time of so many."""
+    assert calls > 4
+    for number in (1, 2, calls // 2, calls):
 
         def fault(dynamics, t, k, number=number):
             if dynamics.calls == number:
                 raise Mishap(f"at call {number}")
             return k
 
-        dynamics = Faulty(fault)
+        yield number, Faulty(fault)
+
+
+@OPTIONS
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
+def test_exception_at_any_trace(mode, options):
+    """Traced to see what they use, for the forward pass, recomputation and tapes."""
+    healthy = Faulty()
+    gradients(healthy, mode, options)
+    for number, dynamics in raising(healthy.calls):
         before = dynamics.w.numpy()
         with pytest.raises(Exception, match=f"at call {number}") as info:
             gradients(dynamics, mode, options)
@@ -217,7 +223,6 @@ def test_assertion_inside_of_the_derivative(mode, options):
 
 OUT_OF_MEMORY = """
 import pathlib
-import resource
 import sys
 
 import keras
@@ -262,6 +267,8 @@ def compute(gradient, num_steps):
 
 small, large = compute("symplectic_adjoint", 3), compute("symplectic_adjoint", 400)
 if mode == "xla":  # whose allocator knows no limit of its own
+    import resource
+
     status = pathlib.Path("/proc/self/status").read_text().splitlines()
     (data,) = [1024 * int(line.split()[1]) for line in status if line.startswith("VmData")]
     resource.setrlimit(resource.RLIMIT_DATA, (data + 400 * 2**20, resource.RLIM_INFINITY))
@@ -305,6 +312,15 @@ def test_bad_args(mode, value, options):
         words = "NON_FINITE_DYNAMICS" + (" at t = 0" if mode == "eager" else "")
         with pytest.raises(tf.errors.InvalidArgumentError, match=words):
             run(compute, mode)
+
+
+DATA = np.full([8, 2], 0.1, "float32")
+
+
+def model_of(dynamics, jit, options):
+    model = keras.Sequential([keras.Input((2,)), ODELayer(dynamics, **options)])
+    model.compile("sgd", "mse", jit_compile=jit)
+    return model
 
 
 class Field(keras.layers.Layer):
@@ -354,17 +370,7 @@ def test_bad_data_in_fit(name, jit, options):
     assert np.isfinite(model.fit(x, x, verbose=0).history["loss"][-1])
 
 
-JIT = pytest.mark.parametrize("jit", [False, slow(True)])
-DATA = np.full([8, 2], 0.1, "float32")
-
-
-def model_of(dynamics, jit, options):
-    model = keras.Sequential([keras.Input((2,)), ODELayer(dynamics, **options)])
-    model.compile("sgd", "mse", jit_compile=jit)
-    return model
-
-
-def check_trains_on(model, dynamics, before):
+def check_trains_on(model, dynamics, before, options):
     """Without its fault the model trains from the weights before it as one that had none."""
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
@@ -373,7 +379,7 @@ def check_trains_on(model, dynamics, before):
     model.compile("sgd", "mse", jit_compile=jit)
     model.fit(DATA, DATA, verbose=0)
     healthy = Faulty()
-    other = model_of(healthy, jit, dict(model.layers[-1]._solver))
+    other = model_of(healthy, jit, options)
     other.set_weights(before)
     other.fit(DATA, DATA, verbose=0)
     np.testing.assert_array_equal(dynamics.w, healthy.w)
@@ -393,7 +399,7 @@ def test_wrong_results_in_fit(name, jit):
     model.compile("sgd", "mse", jit_compile=jit)  # traces again
     with pytest.raises(error, match=words):
         model.fit(DATA, DATA, verbose=0)
-    check_trains_on(model, dynamics, before)
+    check_trains_on(model, dynamics, before, FIXED)
 
 
 @pytest.mark.slow
@@ -403,21 +409,13 @@ def test_exception_in_fit(options, jit):
     """At any of the traces that the layer, `fit` and the gradient make."""
     healthy = Faulty()
     model_of(healthy, jit, options).fit(DATA, DATA, verbose=0)
-    assert healthy.calls > 4
-    for number in {1, 2, healthy.calls // 2, healthy.calls}:
-
-        def fault(dynamics, t, k, number=number):
-            if dynamics.calls == number:
-                raise Mishap(f"at call {number}")
-            return k
-
-        dynamics = Faulty(fault)
+    for number, dynamics in raising(healthy.calls):
         before = dynamics.w.numpy()
         with pytest.raises(Exception, match=f"at call {number}"):
             model_of(dynamics, jit, options).fit(DATA, DATA, verbose=0)
         np.testing.assert_array_equal(dynamics.w, before)
     dynamics.fault = None
-    check_trains_on(model_of(dynamics, jit, options), dynamics, [before])
+    check_trains_on(model_of(dynamics, jit, options), dynamics, [before], options)
 
 
 @pytest.mark.parametrize("options", [FIXED, slow(ADAPTIVE)])
@@ -434,7 +432,7 @@ def test_assertion_in_fit(place, options):
     target = DATA if place == "dynamics" else np.full_like(DATA, 1e9)
     with pytest.raises(tf.errors.InvalidArgumentError, match=words):
         model.fit(DATA, target, verbose=0)
-    check_trains_on(model, dynamics, before)
+    check_trains_on(model, dynamics, before, options)
 
 
 @JIT
@@ -455,7 +453,7 @@ def test_gradients_that_are_not_finite_in_fit(name, options, jit):
     assert np.isnan(loss) == (name == "target")
     assert np.any(np.isnan(dynamics.w))
     model.set_weights(before)
-    check_trains_on(model, dynamics, before)
+    check_trains_on(model, dynamics, before, options)
 
 
 class Timed(keras.Model):

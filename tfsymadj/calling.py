@@ -196,7 +196,8 @@ def _in_shape_of(y, value):
     """`value`, if it has the shape of `y` at run time too, and need not be broadcast to it."""
     if y.shape.is_fully_defined():
         return value
-    # Under XLA assertions are dropped; a reshape to a negative size fails there as well.
+    # Under XLA assertions are dropped; a reshape to a negative size fails there as well. One to the
+    # shape alone would be optimized away in graph mode.
     shape = tf.shape(y)
     shape = tf.where(tf.equal(tf.shape(value), shape), shape, -2)
     value = tf.reshape(value, shape, name="dynamics_must_return_the_shape_of_y0")
