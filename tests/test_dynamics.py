@@ -1,4 +1,4 @@
-"""Tests of how dynamics are called, searched and fingerprinted: calling, dynamics, inspection."""
+"""Tests of how dynamics are called, searched and fingerprinted: calling, dynamics, contents."""
 
 import functools
 import gc
@@ -10,7 +10,8 @@ import tensorflow as tf
 from conftest import loss
 
 import tfsymadj
-from tfsymadj import Backprop, calling, inspection
+from tfsymadj import Backprop
+from tfsymadj.dynamics import calling, contents
 
 FIXED = dict(method="euler", num_steps=4)
 Y0 = tf.ones([4, 3])
@@ -417,7 +418,7 @@ def test_branch_on_the_state_has_right_gradients():
 
 def fingerprints_differ(make):
     keep = [make(), make()]
-    assert inspection.fingerprint(keep[0]) != inspection.fingerprint(keep[1])
+    assert contents.fingerprint(keep[0]) != contents.fingerprint(keep[1])
 
 
 def closing_over(x):
@@ -426,19 +427,19 @@ def closing_over(x):
 
 @pytest.mark.parametrize("x", [1, 1.5, 2j, "a", True, None, b"b", np.float32(1), float("nan")])
 def test_fingerprint_by_value(x):
-    assert inspection.fingerprint(closing_over(x)) == inspection.fingerprint(closing_over(x))
-    assert inspection.fingerprint(closing_over(x)) != inspection.fingerprint(closing_over("other"))
+    assert contents.fingerprint(closing_over(x)) == contents.fingerprint(closing_over(x))
+    assert contents.fingerprint(closing_over(x)) != contents.fingerprint(closing_over("other"))
 
 
 def test_fingerprint_tells_equal_values_of_different_meaning():
     values = [1, 1.0, True, np.float32(1), "1", 0.0, -0.0, None, [1], (1,), {"a": 1}]
-    keys = {inspection.fingerprint(closing_over(x)) for x in values}
+    keys = {contents.fingerprint(closing_over(x)) for x in values}
     assert len(keys) == len(values)
 
 
 def test_fingerprint_of_tensors_by_identity():
     a, b = tf.constant(1.0), tf.constant(1.0)
-    fingerprint = inspection.fingerprint
+    fingerprint = contents.fingerprint
     assert fingerprint(closing_over(a)) == fingerprint(closing_over(a))
     assert fingerprint(closing_over(a)) != fingerprint(closing_over(b))
     assert hash(fingerprint(closing_over([a, {"b": b}]))) is not None
@@ -446,11 +447,11 @@ def test_fingerprint_of_tensors_by_identity():
 
 def test_fingerprint_of_arrays_by_value():
     a = np.ones(3)
-    before = inspection.fingerprint(closing_over(a))
-    assert inspection.fingerprint(closing_over(np.ones(3))) == before
+    before = contents.fingerprint(closing_over(a))
+    assert contents.fingerprint(closing_over(np.ones(3))) == before
     a[1] = 2.0
-    assert inspection.fingerprint(closing_over(a)) != before
-    assert inspection.fingerprint(closing_over(np.ones(3, np.float32))) != before
+    assert contents.fingerprint(closing_over(a)) != before
+    assert contents.fingerprint(closing_over(np.ones(3, np.float32))) != before
 
 
 def test_fingerprint_of_a_dead_object_equals_nothing():
@@ -459,10 +460,10 @@ def test_fingerprint_of_a_dead_object_equals_nothing():
 
     def key():
         thing = Thing()
-        return inspection.fingerprint(closing_over(thing)), thing
+        return contents.fingerprint(closing_over(thing)), thing
 
     dead, thing = key()
-    assert dead == inspection.fingerprint(closing_over(thing)) or True
+    assert dead == contents.fingerprint(closing_over(thing)) or True
     del thing
     gc.collect()
     assert dead != key()[0]
@@ -475,10 +476,10 @@ def test_fingerprint_ends_on_cycles():
     def recursive(t, y):
         return recursive, items
 
-    key = inspection.fingerprint(recursive)
-    assert key == inspection.fingerprint(recursive)
+    key = contents.fingerprint(recursive)
+    assert key == contents.fingerprint(recursive)
     items[0] = 2
-    assert key != inspection.fingerprint(recursive)
+    assert key != contents.fingerprint(recursive)
 
 
 def test_fingerprint_of_methods_and_partials():
@@ -490,7 +491,7 @@ def test_fingerprint_of_methods_and_partials():
             return y
 
     a, b = Thing(), Thing()
-    fingerprint = inspection.fingerprint
+    fingerprint = contents.fingerprint
     assert fingerprint(a.f) == fingerprint(a.f)
     assert len({fingerprint(x) for x in (a.f, a.g, b.f)}) == 3
     partial = functools.partial
@@ -502,12 +503,12 @@ def test_fingerprint_of_methods_and_partials():
 def test_fingerprint_of_layers():
     model = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(3)])
     model.build((None, 3))
-    keys = [inspection.fingerprint(closing_over(model))]
-    assert keys[0] == inspection.fingerprint(closing_over(model))
+    keys = [contents.fingerprint(closing_over(model))]
+    assert keys[0] == contents.fingerprint(closing_over(model))
     model.layers[0].trainable = False
-    keys.append(inspection.fingerprint(closing_over(model)))
+    keys.append(contents.fingerprint(closing_over(model)))
     model.layers[0].trainable = True
-    assert keys[0] == inspection.fingerprint(closing_over(model))
+    assert keys[0] == contents.fingerprint(closing_over(model))
     assert keys[0] != keys[1]
 
 
@@ -517,10 +518,10 @@ def test_owner_and_weak_references():
             return 7
 
     thing = Thing()
-    assert inspection.owner(thing.f) is thing
-    assert inspection.owner(functools.partial(thing.f)) is thing
-    assert inspection.owner(len) is len
-    weak = inspection.weakly(functools.partial(thing.f))
+    assert contents.owner(thing.f) is thing
+    assert contents.owner(functools.partial(thing.f)) is thing
+    assert contents.owner(len) is len
+    weak = contents.weakly(functools.partial(thing.f))
     assert weak()() == 7
     del thing
     gc.collect()
@@ -530,6 +531,6 @@ def test_owner_and_weak_references():
 def test_frozen_storages():
     layer = keras.layers.Dense(3)
     layer.build((None, 3))
-    assert inspection.frozen_storages(closing_over(layer)) == set()
+    assert contents.frozen_storages(closing_over(layer)) == set()
     layer.trainable = False
-    assert len(inspection.frozen_storages(closing_over(layer))) == 2
+    assert len(contents.frozen_storages(closing_over(layer))) == 2

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tfsymadj
+from tfsymadj.dynamics import contents
 from tfsymadj.layers import (
     EnergyDynamics,
     HamiltonianDynamics,
@@ -133,7 +134,7 @@ def test_gradient_of_a_gradient(mode, options):
     dynamics = EnergyDynamics(field(0), PeriodicDifference(1), dtype="float64")
     y0 = states(1, 2, 6)
     dynamics(y0)
-    weights = [v.value for v in tfsymadj.inspection.keras_variables(dynamics.energy).values()]
+    weights = [v.value for v in contents.keras_variables(dynamics.energy).values()]
 
     def compute(gradient):
         with tf.GradientTape() as tape:

@@ -20,8 +20,8 @@ from conftest import (
 
 import tfsymadj
 from tfsymadj import METHODS, Backprop, ButcherTableau, SymplecticAdjoint
-from tfsymadj.calling import as_function
-from tfsymadj.dynamics import close
+from tfsymadj.dynamics.calling import as_function
+from tfsymadj.dynamics.closing import close
 from tfsymadj.runge_kutta import rk_step, rk_step_adjoint
 
 DATA = sorted((pathlib.Path(__file__).parent / "data").glob("*.npz"))

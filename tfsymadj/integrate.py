@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfsymadj import buffers
 from tfsymadj.controllers import Controller
-from tfsymadj.dynamics import ClosedDynamics
+from tfsymadj.dynamics.closing import ClosedDynamics
 from tfsymadj.runge_kutta import rk_step, two_sum
 from tfsymadj.solution import Status
 from tfsymadj.tableaus import ButcherTableau

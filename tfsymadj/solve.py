@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj import calling, inspection
 from tfsymadj.controllers import (
     ConstantSteps,
     Controller,
@@ -17,7 +16,8 @@ from tfsymadj.controllers import (
     attainable,
     tolerance_of,
 )
-from tfsymadj.dynamics import close
+from tfsymadj.dynamics import calling, contents
+from tfsymadj.dynamics.closing import close
 from tfsymadj.gradients import get_gradient
 from tfsymadj.integrate import Problem
 from tfsymadj.solution import MESSAGES, Solution, Stats, Status
@@ -166,7 +166,7 @@ class _Options:
         return (
             self.tableau, repr(self.first_step), self.min_step, self.max_steps, self.gradient,
             self.autonomous, self.with_time, type(self.controller),
-            inspection.fingerprint(vars(self.controller)),
+            contents.fingerprint(vars(self.controller)),
         )  # fmt: skip
 
 
@@ -228,10 +228,10 @@ def _solve_compiled(dynamics, state, times, args, options):
         steps = tf.constant(_as_count(int(steps)), tf.int32)
     # Ranks and dtypes too: a trace is relaxed to unknown sizes, but not to unknown ranks.
     kinds = tuple((x.dtype, x.shape.rank) for x in tf.nest.flatten((state, args)))
-    key = (options.key, kinds, inspection.fingerprint(dynamics))
+    key = (options.key, kinds, contents.fingerprint(dynamics))
     with _lock:
         try:
-            functions = _compiled.setdefault(inspection.owner(dynamics), {})
+            functions = _compiled.setdefault(contents.owner(dynamics), {})
         except TypeError:  # can't be referenced weakly or hashed: compiled for this call only
             functions = {}
         function = functions.get(key)
@@ -244,7 +244,7 @@ def _solve_compiled(dynamics, state, times, args, options):
 
 def _compile(dynamics, options):
     # The compiled function must not keep the dynamics alive, or the weak cache would leak.
-    reference = inspection.weakly(dynamics)
+    reference = contents.weakly(dynamics)
 
     @tf.function(autograph=False, reduce_retracing=True)
     def compiled_solve(state, times, args, steps):

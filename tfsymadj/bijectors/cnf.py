@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfsymadj import calling, inspection
 from tfsymadj.bijectors.freshness import Epoch
 from tfsymadj.bijectors.seeds import as_seed_pair
 from tfsymadj.bijectors.traces import Field, get_trace
+from tfsymadj.dynamics import calling, contents
 from tfsymadj.solution import Stats
 from tfsymadj.solve import check_options, solve
 
@@ -147,7 +147,7 @@ class CNF(tfp.bijectors.Bijector):
                 f"Received: {regularizers!r}"
             )
         as_seed_pair(0 if seed is None else seed)
-        inspection.refuse_unbuilt(dynamics)
+        contents.refuse_unbuilt(dynamics)
         super().__init__(
             forward_min_event_ndims=event_ndims,
             validate_args=validate_args,
@@ -159,7 +159,7 @@ class CNF(tfp.bijectors.Bijector):
         self._options = self._no_dependency(options)
         self._dynamics = dynamics
         # Keras layers don't hand their variables to a `tf.Module` that holds them.
-        self._weights, frozen = inspection.variables(dynamics)
+        self._weights, frozen = contents.variables(dynamics)
         self._field = self._no_dependency(
             _Augmented(dynamics, autonomous, get_trace(trace), tuple(regularizers))
         )
@@ -174,7 +174,7 @@ class CNF(tfp.bijectors.Bijector):
         return self is other
 
     def _fingerprint(self):
-        return inspection.fingerprint(self._field) if self._epoch is not None else None
+        return contents.fingerprint(self._field) if self._epoch is not None else None
 
     @classmethod
     def _parameter_properties(cls, dtype):

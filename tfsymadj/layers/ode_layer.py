@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj import _platform, calling, inspection
+from tfsymadj import _platform
 from tfsymadj.controllers import ConstantSteps, PIController
+from tfsymadj.dynamics import calling, contents
 from tfsymadj.gradients import GRADIENTS, NoGradient, gradient_is_wanted
 from tfsymadj.solve import check_options, solve
 from tfsymadj.tableaus import ButcherTableau
@@ -157,7 +158,7 @@ class ODELayer(keras.Layer):
         calling.build(self.dynamics, y0, args, autonomous)
         if not isinstance(self.dynamics, keras.Layer):
             found = calling.variables(self.dynamics, y0, args, autonomous)  # builds layers
-            listed = inspection.keras_variables(self.dynamics)
+            listed = contents.keras_variables(self.dynamics)
             for variable in found:
                 known = listed.get(_platform.storage(variable))
                 self._track_variable(_platform.adopted(variable) if known is None else known)

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tfsymadj import calling
+from tfsymadj.dynamics import calling
 
 
 def beside(t, y):

@@ -6,44 +6,11 @@ over they are the `captured` inputs, for which the gradient methods return gradi
 step `tf.custom_gradient` would silently return no gradient for them.
 """
 
-import collections
-
 import tensorflow as tf
 
-from tfsymadj import _platform, inspection
-
-_ALLOWED_STATEFUL = frozenset(
-    {
-        # reads
-        "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarHandleOp", "VariableShape",
-        "VarIsInitializedOp", "DisableCopyOnRead", "LookupTableFindV2", "LookupTableSizeV2",
-        # assertions and prints
-        "Assert", "Print", "PrintV2", "CheckNumerics", "CheckNumericsV2",
-        # control flow; their bodies are searched as well
-        "StatefulPartitionedCall", "While", "If", "Case", "DeviceIndex", "For", "Empty",
-        # the frame of a function
-        "Placeholder", "PlaceholderWithDefault", "_Arg", "_Retval", "FakeParam",
-    }
-)  # fmt: skip
-
-_REMEDIES = (
-    (
-        ("Assign", "Scatter", "ResourceApply", "Mutex", "Stack"),
-        "they write to a variable (batch normalization in training mode, a seed generator of "
-        "Dropout or GaussianNoise, a counter). Call the layer with `training=False`, or pass "
-        "seeded stateless noise through `args`",
-    ),
-    (
-        ("Random", "Multinomial", "ParameterizedTruncatedNormal"),
-        "they draw new random numbers at each evaluation. Draw them once outside of the solve "
-        "and pass them through `args`, or use `tf.random.stateless_*` with a seed from `args`",
-    ),
-    (
-        ("PyFunc",),
-        "they call back into Python, whose result TensorFlow can't know to be the same each time. "
-        "Write them with TensorFlow operations",
-    ),
-)
+from tfsymadj import _platform
+from tfsymadj.dynamics import contents
+from tfsymadj.dynamics.reproducible import check_reproducible, graph_content
 
 
 class ClosedDynamics:
@@ -115,7 +82,7 @@ def close(function, ys, owner=None):
     """
     outer = tf.compat.v1.get_default_graph()
     brought = {}  # storage -> (variable or eager tensor, its value in the graph of the solve)
-    frozen = inspection.frozen_storages(owner)
+    frozen = contents.frozen_storages(owner)
 
     def is_trained(variable):
         return variable.trainable and _platform.storage(variable) not in frozen
@@ -140,7 +107,7 @@ def close(function, ys, owner=None):
         graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
         definition = graph.as_graph_def()
         check_reproducible(definition)
-        return graph, _content(definition)
+        return graph, graph_content(definition)
 
     graph, content = traced()
     for _ in range(2):
@@ -157,8 +124,8 @@ def close(function, ys, owner=None):
             "outside of the solve and pass them through `args`. "
             f"Received: operations that change: {', '.join(changed)}"
         )
-    inspection.refuse_losses(owner)
-    frozen = inspection.frozen_storages(owner)  # of layers that the trace built, too
+    contents.refuse_losses(owner)
+    frozen = contents.frozen_storages(owner)  # of layers that the trace built, too
 
     live = _dependencies(graph, len(ys))
     constant = {
@@ -205,44 +172,3 @@ def _dependencies(graph, count):
             seen.add(tensor.op.name)
             waiting += tensor.op.inputs
     return sorted(found)
-
-
-def _nodes(definition):
-    """The nodes of a `GraphDef` and of its functions."""
-    yield from definition.node
-    for function in definition.library.function:
-        yield from function.node_def
-
-
-def _content(definition):
-    """The operations and constants of a `GraphDef`, counted: `Counter` of `(type, value)`.
-
-    Names say nothing, since they are numbered on from trace to trace.
-    """
-    return collections.Counter(
-        (x.op, x.attr["value"].tensor.SerializeToString() if x.op == "Const" else b"")
-        for x in _nodes(definition)
-    )
-
-
-def check_reproducible(definition):
-    """Refuses dynamics that may give another result for the same arguments.
-
-    Args:
-        definition: `GraphDef` of the traced dynamics; nested functions are searched too.
-
-    Raises:
-        ValueError: naming the operation and the remedy.
-    """
-    for node in _nodes(definition):
-        if node.op in _ALLOWED_STATEFUL or not _platform.is_stateful(node.op):
-            continue
-        reason = next(
-            (text for words, text in _REMEDIES if any(word in node.op for word in words)),
-            "they use an operation with a state of its own. Move it out of the dynamics",
-        )
-        raise ValueError(
-            "`dynamics` must give the same result whenever they are evaluated at the same point, "
-            f"or the gradient would be wrong; but {reason}. "
-            f"Received: operation {node.name!r} of type {node.op}"
-        )

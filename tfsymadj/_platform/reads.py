@@ -1,25 +1,17 @@
-"""The one place that reaches into TensorFlow's and Keras' private parts, and why.
+"""Variable reads and captures of eager tensors, redirected while the dynamics are traced.
 
-TensorFlow has no public way to say "while this Python function is traced, let a variable's read,
-or an eager tensor that it closes over, be that tensor of this graph". A backward pass needs it: a
-gradient function that reads variables or captures eager tensors itself breaks inside
-`keras.layers.RNN`, `tf.map_fn`, `tf.while_loop` and `tf.cond`, and variables that it gets through
-`variables=` are read in the same place. So what the dynamics use is brought into the graph once,
-outside of the solver, and the solver's loops see tensors of their graph (closure conversion).
-
-Nor has Keras a public way to say "this `tf.Variable`, which somebody else made, is one of the
-layer's variables" (`adopted`).
-
-`tests/test_platform.py` fails on the day that one of the private names changes its meaning.
+A backward pass needs it: a gradient function that reads variables or captures eager tensors itself
+breaks inside `keras.layers.RNN`, `tf.map_fn`, `tf.while_loop` and `tf.cond`, and variables that it
+gets through `variables=` are read in the same place. So what the dynamics use is brought into the
+graph once, outside of the solver, and the solver's loops see tensors of their graph (closure
+conversion).
 """
 
 import contextlib
 import threading
 
-import keras
 import tensorflow as tf
-from tensorflow.python import pywrap_tfe
-from tensorflow.python.framework import func_graph, op_def_registry, ops
+from tensorflow.python.framework import func_graph, ops
 from tensorflow.python.ops import control_flow_v2_func_graphs, resource_variable_ops
 
 _ControlFlowGraph = control_flow_v2_func_graphs.ControlFlowFuncGraph
@@ -108,58 +100,3 @@ def storage(x):
 def is_variable(x):
     """Whether `x` is a resource variable (one replica's, under `tf.distribute`)."""
     return isinstance(x, _Variable)
-
-
-def in_control_flow():
-    """Whether the current graph is the body of a loop or a branch."""
-    return isinstance(tf.compat.v1.get_default_graph(), _ControlFlowGraph)
-
-
-def in_function_graph():
-    """Whether operations are being traced into a `tf.function` (or a body inside of one)."""
-    return isinstance(tf.compat.v1.get_default_graph(), func_graph.FuncGraph)
-
-
-def is_stateful(op_type):
-    """Whether TensorFlow registered the operation as stateful; True for an unknown one."""
-    op_def = op_def_registry.get(op_type)
-    return op_def is None or op_def.is_stateful
-
-
-def tapes_record():
-    """Whether any `tf.GradientTape` records."""
-    return not pywrap_tfe.TFE_Py_TapeSetIsEmpty()
-
-
-def recording_tapes(tensor):
-    """How many of the recording tapes have seen how `tensor` was computed: 0, 1, or 2 for more."""
-    return pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes([tensor])
-
-
-class _AdoptedVariable(keras.Variable):
-    """A Keras variable whose storage is a `tf.Variable` that there is already."""
-
-    def __init__(self, variable):
-        self._adopted = variable
-        super().__init__(
-            self._never_called,
-            shape=tuple(variable.shape),
-            dtype=variable.dtype.name,
-            trainable=variable.trainable,
-            name=variable.name.split(":")[0].replace("/", "_"),
-        )
-
-    def _initialize_with_initializer(self, initializer):
-        self._initialize(self._adopted)
-
-    @staticmethod
-    def _never_called(shape, dtype=None):
-        raise AssertionError
-
-
-def adopted(variable):
-    """The Keras variable of a `tf.Variable`: always the same, or it would be trained twice."""
-    found = getattr(variable, "_tfsymadj_adopted", None)
-    if found is None:
-        found = variable._tfsymadj_adopted = _AdoptedVariable(variable)
-    return found

@@ -1,0 +1,23 @@
+"""Where operations are traced to, and what kinds of them there are."""
+
+import tensorflow as tf
+from tensorflow.python.framework import func_graph, op_def_registry
+from tensorflow.python.ops import control_flow_v2_func_graphs
+
+_ControlFlowGraph = control_flow_v2_func_graphs.ControlFlowFuncGraph
+
+
+def in_control_flow():
+    """Whether the current graph is the body of a loop or a branch."""
+    return isinstance(tf.compat.v1.get_default_graph(), _ControlFlowGraph)
+
+
+def in_function_graph():
+    """Whether operations are being traced into a `tf.function` (or a body inside of one)."""
+    return isinstance(tf.compat.v1.get_default_graph(), func_graph.FuncGraph)
+
+
+def is_stateful(op_type):
+    """Whether TensorFlow registered the operation as stateful; True for an unknown one."""
+    op_def = op_def_registry.get(op_type)
+    return op_def is None or op_def.is_stateful

@@ -1,0 +1,79 @@
+"""Refuses dynamics that may give another result for the same arguments."""
+
+import collections
+
+from tfsymadj import _platform
+
+_ALLOWED_STATEFUL = frozenset(
+    {
+        # reads
+        "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarHandleOp", "VariableShape",
+        "VarIsInitializedOp", "DisableCopyOnRead", "LookupTableFindV2", "LookupTableSizeV2",
+        # assertions and prints
+        "Assert", "Print", "PrintV2", "CheckNumerics", "CheckNumericsV2",
+        # control flow; their bodies are searched as well
+        "StatefulPartitionedCall", "While", "If", "Case", "DeviceIndex", "For", "Empty",
+        # the frame of a function
+        "Placeholder", "PlaceholderWithDefault", "_Arg", "_Retval", "FakeParam",
+    }
+)  # fmt: skip
+
+_REMEDIES = (
+    (
+        ("Assign", "Scatter", "ResourceApply", "Mutex", "Stack"),
+        "they write to a variable (batch normalization in training mode, a seed generator of "
+        "Dropout or GaussianNoise, a counter). Call the layer with `training=False`, or pass "
+        "seeded stateless noise through `args`",
+    ),
+    (
+        ("Random", "Multinomial", "ParameterizedTruncatedNormal"),
+        "they draw new random numbers at each evaluation. Draw them once outside of the solve "
+        "and pass them through `args`, or use `tf.random.stateless_*` with a seed from `args`",
+    ),
+    (
+        ("PyFunc",),
+        "they call back into Python, whose result TensorFlow can't know to be the same each time. "
+        "Write them with TensorFlow operations",
+    ),
+)
+
+
+def _nodes(definition):
+    """The nodes of a `GraphDef` and of its functions."""
+    yield from definition.node
+    for function in definition.library.function:
+        yield from function.node_def
+
+
+def graph_content(definition):
+    """The operations and constants of a `GraphDef`, counted: `Counter` of `(type, value)`.
+
+    Names say nothing, since they are numbered on from trace to trace.
+    """
+    return collections.Counter(
+        (x.op, x.attr["value"].tensor.SerializeToString() if x.op == "Const" else b"")
+        for x in _nodes(definition)
+    )
+
+
+def check_reproducible(definition):
+    """Refuses dynamics that may give another result for the same arguments.
+
+    Args:
+        definition: `GraphDef` of the traced dynamics; nested functions are searched too.
+
+    Raises:
+        ValueError: naming the operation and the remedy.
+    """
+    for node in _nodes(definition):
+        if node.op in _ALLOWED_STATEFUL or not _platform.is_stateful(node.op):
+            continue
+        reason = next(
+            (text for words, text in _REMEDIES if any(word in node.op for word in words)),
+            "they use an operation with a state of its own. Move it out of the dynamics",
+        )
+        raise ValueError(
+            "`dynamics` must give the same result whenever they are evaluated at the same point, "
+            f"or the gradient would be wrong; but {reason}. "
+            f"Received: operation {node.name!r} of type {node.op}"
+        )
