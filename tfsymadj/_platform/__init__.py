@@ -4,6 +4,9 @@
   variable's read, or an eager tensor that it closes over, be that tensor of this graph".
 * `gradients`: nor one for custom gradients that are forgotten with their graph.
 * `graphs`, `tapes`: nor to ask where operations are traced to, or what tapes have seen.
+* `functions`: nor to call a trace with other captured tensors than its own.
+* `shapes`: nor to notice that Python looks at a size that is not known.
+* `keras_state`: Keras has no public way to call a layer later as it would be called now.
 * `variables`: nor has Keras one to say "this `tf.Variable`, which somebody else made, is one of the
   layer's variables".
 
@@ -11,9 +14,25 @@ What is redirected is so from the first solve on, and only where a thread traces
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
 """
 
+from tfsymadj._platform.functions import (
+    LOCKS,
+    ConcreteFunction,
+    TracedFunction,
+    call,
+    forget_variables,
+)
 from tfsymadj._platform.gradients import with_gradient
 from tfsymadj._platform.graphs import in_control_flow, in_function_graph, is_stateful
-from tfsymadj._platform.reads import holds_numbers, is_eager, is_variable, storage, substituted
+from tfsymadj._platform.keras_state import CallState, call_arguments, stateless_scope
+from tfsymadj._platform.reads import (
+    holds_numbers,
+    is_eager,
+    is_kept_by_value,
+    is_variable,
+    storage,
+    substituted,
+)
+from tfsymadj._platform.shapes import watched_shapes
 from tfsymadj._platform.tapes import (
     accessed,
     is_watched,
@@ -25,20 +44,30 @@ from tfsymadj._platform.tapes import (
 from tfsymadj._platform.variables import adopted
 
 __all__ = [
+    "LOCKS",
+    "CallState",
+    "ConcreteFunction",
+    "TracedFunction",
     "accessed",
     "adopted",
+    "call",
+    "call_arguments",
+    "forget_variables",
     "holds_numbers",
     "in_control_flow",
     "in_function_graph",
     "is_eager",
+    "is_kept_by_value",
     "is_stateful",
     "is_variable",
     "is_watched",
     "recording",
     "recording_is_paused",
     "recording_tapes",
+    "stateless_scope",
     "storage",
     "substituted",
     "tapes_record",
+    "watched_shapes",
     "with_gradient",
 ]
