@@ -2,19 +2,16 @@
 
 import functools
 import gc
-import importlib
 import weakref
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import loss, mlp
+from conftest import loss
 
 import tfsymadj
-
-# The attribute `tfsymadj.solve` is the function.
-solve_module = importlib.import_module("tfsymadj.solve")
+from tfsymadj import compiled
 
 FIXED = dict(method="euler", num_steps=4)
 ADAPTIVE = dict(method="bosh3", rtol=1e-3)
@@ -357,63 +354,115 @@ def test_replaced_weight_of_a_module():
 
 def cached():
     gc.collect()
-    return len(solve_module._compiled)
+    return len(compiled._entries)
 
 
 @OPTIONS
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
-def test_cache_entry_vanishes_with_the_dynamics(options, closure):
+def test_trace_does_not_hold_the_dynamics(options, closure):
+    def solved():
+        w = tf.Variable(1.0, dtype=tf.float64)
+
+        def plain(t, y):
+            return -y
+
+        def closing(t, y):
+            return -w * y
+
+        dynamics = closing if closure else plain
+        with tf.GradientTape() as tape:
+            y = tfsymadj.odeint(dynamics, tf.ones(2, tf.float64), [0.0, 1.0], **options)
+        tape.gradient(y, w)
+        return weakref.ref(dynamics), weakref.ref(w)
+
+    dead = solved()
+    gc.collect()
+    assert [x() for x in dead] == [None, None]
+
+
+def test_trace_vanishes_with_a_layer():
     before = cached()
-    w = tf.Variable(1.0, dtype=tf.float64)
-
-    def plain(t, y):
-        return -y
-
-    def closing(t, y):
-        return -w * y
-
-    dynamics = closing if closure else plain
-    tfsymadj.odeint(dynamics, np.ones(2), [0.0, 1.0], **options)
+    layer = keras.layers.Dense(2)
+    tfsymadj.odeint(layer, tf.ones([1, 2]), [0.0, 1.0], **FIXED)
     assert cached() == before + 1
-    dead = weakref.ref(dynamics)
-    del dynamics, closing, plain
-    assert cached() == before
+    dead = weakref.ref(layer)
+    del layer
+    gc.collect()
     assert dead() is None
+    assert cached() == before
 
 
-def test_cache_entry_vanishes_with_the_owner_of_a_method():
-    before = cached()
+def test_methods_of_a_dead_object():
     model = Model(1.0)
     end(model.rhs)
     end(model.minus)
-    assert cached() == before + 1
     dead = weakref.ref(model)
     del model
-    assert cached() == before
+    gc.collect()
     assert dead() is None
 
 
-def test_many_lambdas_do_not_pile_up():
+def test_lambdas_of_one_line_share_a_trace():
+    count = [0]
+
+    def traced():
+        count[0] += 1
+
+    for k in range(1, 5):
+        w = tf.Variable(float(k), dtype=tf.float64)
+        c = tf.constant(0.5 * k, tf.float64)
+        with tf.GradientTape() as tape:
+            tape.watch(c)
+            y = end_of(lambda t, y: (traced(), c * w * y)[1])  # noqa: B023
+        gradients = tape.gradient(y, [w, c])
+        a = 0.5 * k * k
+        assert float(y) == pytest.approx(grow(a))
+        slope = (1.0 + a / 4.0) ** 3
+        np.testing.assert_allclose(gradients, [slope * 0.5 * k, slope * k], rtol=1e-12)
+        if k == 1:
+            first = count[0]
+    assert count[0] == first
+
+
+def end_of(dynamics, y0=1.0):
+    y0 = tf.constant(y0, tf.float64)
+    return tfsymadj.odeint(dynamics, y0, [0.0, 1.0], **FIXED)[-1]
+
+
+def test_python_numbers_are_kept_for_a_few_values(monkeypatch):
+    monkeypatch.setattr(compiled, "_warned", set())
     before = cached()
-    for k in range(5):
-        assert end(lambda t, y, k=k: k * y) == pytest.approx(grow(k))
-    assert cached() <= before + 1
+    with pytest.warns(UserWarning, match="pass them through `args`") as warned:
+        for k in range(7):
+            assert end(lambda t, y, k=k: k * y) == pytest.approx(grow(k))
+    assert len([x for x in warned if "pass them" in str(x.message)]) == 1
+    assert cached() == before + 4
+
+
+def test_the_cache_is_bounded(monkeypatch):
+    monkeypatch.setattr(compiled, "_MAX_ENTRIES", 3)
+    monkeypatch.setattr(compiled, "_warned", set())
+    monkeypatch.setattr(compiled, "_entries", type(compiled._entries)())
+    functions = [lambda t, y: y, lambda t, y: 2 * y, lambda t, y: 3 * y, lambda t, y: 4 * y]
+    with pytest.warns(UserWarning, match="used least recently"):
+        for k in (0, 1, 2, 0, 3):
+            end(functions[k])
+    assert cached() == 3
+    traces = Traces()
+    for function in (functions[0], functions[2], traces):
+        end(function)
+    count = traces.count
+    end(traces)
+    assert traces.count == count
 
 
 def test_gradient_after_the_dynamics_are_gone():
-    """The tape may outlive the only reference to the dynamics: right, or a clear error."""
-    problem = mlp()
+    """The tape may outlive the only reference to the dynamics."""
     w = tf.Variable(0.5, dtype=tf.float64)
     with tf.GradientTape() as tape:
         y = tfsymadj.odeint(lambda t, y: w * y, tf.ones([], tf.float64), [0.0, 1.0], **FIXED)[-1]
     gc.collect()
-    try:
-        gradient = tape.gradient(y, w)
-    except ValueError as error:
-        assert "`dynamics` were deleted" in str(error)
-    else:
-        np.testing.assert_allclose(gradient, (1 + 0.5 / 4) ** 3)
-    del problem
+    np.testing.assert_allclose(tape.gradient(y, w), (1 + 0.5 / 4) ** 3)
 
 
 def test_inside_a_function_nothing_is_cached():

@@ -1,7 +1,4 @@
-"""Tests of how dynamics are called, searched and fingerprinted: calling, dynamics, contents."""
-
-import functools
-import gc
+"""Tests of how dynamics are called, searched and closed: calling, closing, contents."""
 
 import keras
 import numpy as np
@@ -413,119 +410,11 @@ def test_branch_on_the_state_has_right_gradients():
     np.testing.assert_allclose(*results, rtol=1e-5)
 
 
-# Fingerprints
-
-
-def fingerprints_differ(make):
-    keep = [make(), make()]
-    assert contents.fingerprint(keep[0]) != contents.fingerprint(keep[1])
+# What they hold
 
 
 def closing_over(x):
     return lambda t, y: x
-
-
-@pytest.mark.parametrize("x", [1, 1.5, 2j, "a", True, None, b"b", np.float32(1), float("nan")])
-def test_fingerprint_by_value(x):
-    assert contents.fingerprint(closing_over(x)) == contents.fingerprint(closing_over(x))
-    assert contents.fingerprint(closing_over(x)) != contents.fingerprint(closing_over("other"))
-
-
-def test_fingerprint_tells_equal_values_of_different_meaning():
-    values = [1, 1.0, True, np.float32(1), "1", 0.0, -0.0, None, [1], (1,), {"a": 1}]
-    keys = {contents.fingerprint(closing_over(x)) for x in values}
-    assert len(keys) == len(values)
-
-
-def test_fingerprint_of_tensors_by_identity():
-    a, b = tf.constant(1.0), tf.constant(1.0)
-    fingerprint = contents.fingerprint
-    assert fingerprint(closing_over(a)) == fingerprint(closing_over(a))
-    assert fingerprint(closing_over(a)) != fingerprint(closing_over(b))
-    assert hash(fingerprint(closing_over([a, {"b": b}]))) is not None
-
-
-def test_fingerprint_of_arrays_by_value():
-    a = np.ones(3)
-    before = contents.fingerprint(closing_over(a))
-    assert contents.fingerprint(closing_over(np.ones(3))) == before
-    a[1] = 2.0
-    assert contents.fingerprint(closing_over(a)) != before
-    assert contents.fingerprint(closing_over(np.ones(3, np.float32))) != before
-
-
-def test_fingerprint_of_a_dead_object_equals_nothing():
-    class Thing:
-        pass
-
-    def key():
-        thing = Thing()
-        return contents.fingerprint(closing_over(thing)), thing
-
-    dead, thing = key()
-    assert dead == contents.fingerprint(closing_over(thing)) or True
-    del thing
-    gc.collect()
-    assert dead != key()[0]
-
-
-def test_fingerprint_ends_on_cycles():
-    items = [1]
-    items.append(items)
-
-    def recursive(t, y):
-        return recursive, items
-
-    key = contents.fingerprint(recursive)
-    assert key == contents.fingerprint(recursive)
-    items[0] = 2
-    assert key != contents.fingerprint(recursive)
-
-
-def test_fingerprint_of_methods_and_partials():
-    class Thing:
-        def f(self, t, y):
-            return y
-
-        def g(self, t, y):
-            return y
-
-    a, b = Thing(), Thing()
-    fingerprint = contents.fingerprint
-    assert fingerprint(a.f) == fingerprint(a.f)
-    assert len({fingerprint(x) for x in (a.f, a.g, b.f)}) == 3
-    partial = functools.partial
-    assert fingerprint(partial(a.f, 1)) == fingerprint(partial(a.f, 1))
-    assert fingerprint(partial(a.f, 1)) != fingerprint(partial(a.f, 2))
-    assert fingerprint(partial(a.f, y=1)) != fingerprint(partial(a.f, t=1))
-
-
-def test_fingerprint_of_layers():
-    model = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(3)])
-    model.build((None, 3))
-    keys = [contents.fingerprint(closing_over(model))]
-    assert keys[0] == contents.fingerprint(closing_over(model))
-    model.layers[0].trainable = False
-    keys.append(contents.fingerprint(closing_over(model)))
-    model.layers[0].trainable = True
-    assert keys[0] == contents.fingerprint(closing_over(model))
-    assert keys[0] != keys[1]
-
-
-def test_owner_and_weak_references():
-    class Thing:
-        def f(self):
-            return 7
-
-    thing = Thing()
-    assert contents.owner(thing.f) is thing
-    assert contents.owner(functools.partial(thing.f)) is thing
-    assert contents.owner(len) is len
-    weak = contents.weakly(functools.partial(thing.f))
-    assert weak()() == 7
-    del thing
-    gc.collect()
-    assert weak() is None
 
 
 def test_frozen_storages():

@@ -8,6 +8,7 @@ close over included.
 
 import collections
 import functools
+import gc
 import threading
 import types
 import warnings
@@ -20,9 +21,14 @@ from tfsymadj import _platform
 from tfsymadj.dynamics.closing import Caller
 from tfsymadj.dynamics.identity import Contents, is_library, written
 
-#: Solves of different code or options, and sizes of each, that are kept.
-_MAX_ENTRIES = 128
+#: How many solves are kept, for how many Python values of one piece of code and set of options,
+#: and for how many sizes where the dynamics look at them.
+_MAX_ENTRIES = 64
+_MAX_VALUES = 4
 _MAX_SIZES = 32
+
+#: A collection of garbage takes less than a tenth of the time of a trace.
+_COLLECT_AFTER = 4
 
 
 class _Current(threading.local):
@@ -136,6 +142,7 @@ class _Entry:
         self._relaxed = []
         self._looks = False  # whether the dynamics look at sizes
         self._owners = []
+        self.family = None
 
     def lives_with(self, owners, forget):
         """Calls `forget` when one of the owners is gone; keeps those for which nobody can tell."""
@@ -211,6 +218,7 @@ _entries = collections.OrderedDict()
 _written = weakref.WeakKeyDictionary()  # what a callable is known by -> paths that tracing changes
 _lock = threading.RLock()
 _warned = set()
+_new = 0  # traces since the garbage collector came
 
 
 def solve(function, dynamics, inputs, options):
@@ -246,6 +254,12 @@ def solve(function, dynamics, inputs, options):
 
 def _traced(function, dynamics, inputs, flat, surroundings, entry):
     """A new trace, entered into the cache if other calls may use it."""
+    global _new
+    _new += 1
+    if _new >= _COLLECT_AFTER:
+        # Traces and layers are full of cycles, and the collector does not know how large they are.
+        _new = 0
+        gc.collect()
     trace = entry.make(function, inputs, flat)
     contents = _current.contents
     if contents.opaque is not None or not trace.is_shared:
@@ -261,17 +275,30 @@ def _traced(function, dynamics, inputs, flat, surroundings, entry):
         _written[_known_by(dynamics)] = trace.caller.written
     key = surroundings, contents.key
     if _entries.get(key) is not entry:
+        entry.family = surroundings, id(_known_by(dynamics))
         entry.lives_with(contents.owners, lambda _: _entries.pop(key, None))
         _entries[key] = entry
-    while len(_entries) > _MAX_ENTRIES:
+        _turn_over(entry.family)
+    return trace
+
+
+def _turn_over(family):
+    """Forgets what was used least recently, if there is too much."""
+    alike = [key for key, entry in list(_entries.items()) if entry.family == family]
+    if len(alike) > _MAX_VALUES:
+        _entries.pop(alike[0], None)
+        _warn(
+            f"The same `dynamics` were compiled for more than {_MAX_VALUES} Python values that "
+            "they close over or hold; those used least recently are forgotten. Make these values "
+            "tensors, pass them through `args`, or call the solver inside of a `tf.function`."
+        )
+    elif len(_entries) > _MAX_ENTRIES:
         _entries.popitem(last=False)
         _warn(
             f"More than {_MAX_ENTRIES} different eager solves were compiled; the one that was used "
-            "least recently is forgotten, and would be traced again. If they differ by Python "
-            "numbers that the dynamics close over, pass these through `args`, or call the solver "
-            "inside of a `tf.function`."
+            "least recently is forgotten, and would be traced again. Call the solver inside of a "
+            "`tf.function`."
         )
-    return trace
 
 
 def _warn(message):

@@ -164,7 +164,9 @@ class Contents:
 
     def _tensor(self, x):
         if not _platform.is_eager(x):
-            return self._identity(x)  # a symbolic tensor or a handle
+            if tf.is_tensor(x) and not tf.is_symbolic_tensor(x):  # a handle, of a table say
+                self._leaf(x, id(x), "handle")
+            return self._identity(x)
         self._leaf(x, id(x), "tensor", x.dtype.as_datatype_enum, x._shape_tuple())
         if _platform.is_kept_by_value(x, MAX_VALUES):
             self.tokens.append(x.numpy().tobytes() if x.dtype != tf.string else str(x.numpy()))
@@ -557,6 +559,10 @@ def _handler(kind):
     known = _COMMON.get(kind) or _handlers.get(kind)
     if known is None:
         known = next(handler for bases, handler in _HANDLERS if issubclass(kind, bases))
+        if any(
+            x.__name__ == "Layer" and x.__module__.startswith("tf_keras.") for x in kind.__mro__
+        ):
+            known = Contents._foreign_layer
         _handlers[kind] = known
     return known
 
