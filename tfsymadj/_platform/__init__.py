@@ -25,6 +25,7 @@ from tfsymadj._platform.gradients import with_gradient
 from tfsymadj._platform.graphs import in_control_flow, in_function_graph, is_stateful
 from tfsymadj._platform.keras_state import CallState, call_arguments, stateless_scope
 from tfsymadj._platform.reads import (
+    handle,
     holds_numbers,
     is_eager,
     is_kept_by_value,
@@ -53,6 +54,7 @@ __all__ = [
     "call",
     "call_arguments",
     "forget_variables",
+    "handle",
     "holds_numbers",
     "in_control_flow",
     "in_function_graph",

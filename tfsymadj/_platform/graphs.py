@@ -24,9 +24,12 @@ def is_stateful(op_type):
 
 
 def is_control_flow_inside(graph, ancestor):
-    """Whether `graph` is `ancestor` or a loop's or branch's body in it."""
+    """Whether `graph` is `ancestor`, a loop's or branch's body in it, or the gradient of one."""
     while graph is not ancestor:
         if not isinstance(graph, _ControlFlowGraph):
             return False
+        forward = getattr(graph, "_forward_graph", None)
+        if forward is not None and is_control_flow_inside(forward, ancestor):
+            return True
         graph = graph.outer_graph
     return True

@@ -68,8 +68,8 @@ class Substitution:
         """Whether operations of `graph` belong to the traced dynamics."""
         return is_control_flow_inside(graph, self._graph)
 
-    def value(self, x):
-        """The value of `x` in the graph of the dynamics, recorded on all tapes, or None."""
+    def value(self, x, graph=None):
+        """The value of `x` in the graph, recorded on all tapes, or None."""
         key = storage(x)
         found = self._values.get(key)
         if found is None:
@@ -84,10 +84,15 @@ class Substitution:
         source, value = found
         if is_variable(x):
             resource_variable_ops.variable_accessed(x)
-        record.record_operation(
-            "ReadVariableOp", [value], [source, self.alias(x)], backward_function=_to_both
-        )
-        return value
+        graph = tf.compat.v1.get_default_graph() if graph is None else graph
+        places = [value]
+        if graph is not self._graph:  # a body: its own tapes, and those around it
+            places.append(_originals["capture"](graph, value))
+        for place in places:
+            record.record_operation(
+                "ReadVariableOp", [place], [source, self.alias(x)], backward_function=_to_both
+            )
+        return places[-1]
 
     def alias(self, x):
         """What tapes know `x` by inside of the dynamics: an eager tensor."""
@@ -120,7 +125,7 @@ def _value_of(x, graph=None):
     graph = tf.compat.v1.get_default_graph() if graph is None else graph
     for substitution in reversed(_active.stack):
         if substitution.covers(graph):
-            value = substitution.value(x)
+            value = substitution.value(x, graph)
             if value is not None:
                 return value
     return None
@@ -208,23 +213,51 @@ def _numpy(tensor):
 def _gradients(ys, xs, *args, **kwargs):
     """`tf.gradients` for variables and eager tensors: for their values."""
     if _active.stack and _current() is not None:
-        graph = tf.compat.v1.get_default_graph()
 
         def inside(x):
             value = _value_of(x) if is_variable(x) or is_eager(x) else None
-            return x if value is None else graph.capture(value)
+            return x if value is None else value
 
         xs = tf.nest.map_structure(inside, xs)
     return _originals["gradients"](ys, xs, *args, **kwargs)
 
 
 def _custom_gradient(function, args, kwargs):
-    """Custom gradients in graphs, which take no keywords by themselves, as eager ones do."""
-    if kwargs and _active.stack and _current() is not None:
-        function, kwargs = functools.partial(function, **kwargs), {}
+    """Custom gradients in graphs, which take no keywords by themselves, as eager ones do.
+
+    Their gradient functions read what the dynamics read, whoever calls them later.
+    """
+    substitution = _current() if _active.stack else None
+    if substitution is not None:
+        function = _remembering(functools.partial(function, **kwargs), substitution)
+        kwargs = {}
     results = _originals["custom_gradient"](function, args, kwargs)
     keep_newest(tf.compat.v1.get_default_graph())
     return results
+
+
+def _remembering(function, substitution):
+    def remembered(*args):
+        result, backward = function(*args)
+
+        def again(*cotangents, **keywords):
+            with _entered(substitution):
+                return backward(*cotangents, **keywords)
+
+        def again_with_variables(*cotangents, variables=()):
+            return again(*cotangents, **({"variables": variables} if variables else {}))
+
+        parameters = inspect.signature(backward).parameters
+        takes = "variables" in parameters or any(
+            p.kind is p.VAR_KEYWORD for p in parameters.values()
+        )
+        return result, again_with_variables if takes else again_plainly(again)
+
+    def again_plainly(again):
+        return lambda *cotangents: again(*cotangents)
+
+    remembered.__name__ = getattr(function.func, "__name__", "function")
+    return remembered
 
 
 #: What is replaced: (owner, name of the attribute, what stands in its place).
@@ -308,7 +341,13 @@ def substituted(find, looked_at=lambda tensor: None):
         looked_at: likewise.
     """
     _install()
-    _active.stack.append(Substitution(find, looked_at))
+    with _entered(Substitution(find, looked_at)):
+        yield
+
+
+@contextlib.contextmanager
+def _entered(substitution):
+    _active.stack.append(substitution)
     try:
         yield
     finally:
@@ -318,6 +357,11 @@ def substituted(find, looked_at=lambda tensor: None):
 def storage(x):
     """What identifies a tensor, or a variable: its resource handle, whatever object wraps it."""
     return id(x._handle) if is_variable(x) else id(x)
+
+
+def handle(variable):
+    """The handle of a variable, also where `variable.handle` is another one."""
+    return variable._handle
 
 
 def is_variable(x):

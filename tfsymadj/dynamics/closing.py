@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfsymadj import _platform
 from tfsymadj.dynamics import contents
 from tfsymadj.dynamics.identity import MAX_VALUES
-from tfsymadj.dynamics.reproducible import check_reproducible, graph_content
+from tfsymadj.dynamics.reproducible import check_reproducible, graph_content, reads_variables
 
 
 class ClosedDynamics:
@@ -90,7 +90,9 @@ class ClosedDynamics:
             `(dys, dt, dcaptured, dvariables, values)`: lists of tensors, None where the dynamics
             don't depend on an input; `dt` and `values` are None without `with_values`.
         """
-        sources = [*ys, *self.captured, *variables, *([t] if with_values else [])]
+        # By their own handles: those are what a concrete function captured.
+        handles = [_platform.handle(v) for v in variables]
+        sources = [*ys, *self.captured, *handles, *([t] if with_values else [])]
         # Custom gradients of the dynamics read variables when the gradient is computed.
         with self._substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -253,13 +255,14 @@ def _unseen_reads(graph):
     """
     handles = {id(x): x for x, _ in graph.captures if x.dtype == tf.resource}
     variables = [v for v in graph.variables if handles.pop(_platform.storage(v), None) is not None]
-    for handle in handles.values():
-        if _platform.holds_numbers(handle):
-            raise ValueError(
-                "`dynamics` must not read a variable by raw operations on its handle, or its "
-                "gradient would be missing; use the variable itself, `tf.gather` or the like. "
-                f"Received: {handle}"
-            )
+    # Handles are captured also where operations are only put beside a variable.
+    others = [x for x in handles.values() if _platform.holds_numbers(x)]
+    if others and not variables and reads_variables(graph.as_graph_def()):
+        raise ValueError(
+            "`dynamics` must not read a variable by raw operations on its handle, or its gradient "
+            "would be missing; use the variable itself, `tf.gather` or the like. "
+            f"Received: {others[0]}"
+        )
     return variables
 
 

@@ -56,6 +56,12 @@ def graph_content(definition):
     )
 
 
+def reads_variables(definition):
+    """Whether a `GraphDef` or one of its functions reads a variable."""
+    reads = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd")
+    return any(node.op in reads for node in _nodes(definition))
+
+
 def check_reproducible(definition):
     """Refuses dynamics that may give another result for the same arguments.
 
