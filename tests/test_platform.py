@@ -329,3 +329,14 @@ def test_adopted_variables_share_their_storage():
     assert (adopted.name, adopted.trainable) == ("block_kernel", False)
     adopted.assign([3.0, 4.0])
     np.testing.assert_array_equal(variable, [3.0, 4.0])
+
+
+def test_losses_of_layers():
+    outer = keras.Sequential([keras.layers.ActivityRegularization(l1=1.0)])
+    inner = outer.layers[0]
+    outer(np.ones([1, 2]))
+    inner.add_loss(tf.constant(3.0))
+    pairs = _platform.collected_losses(outer)
+    assert [(layer, float(loss)) for layer, loss in pairs] == [(inner, 2.0), (inner, 3.0)]
+    _platform.drop_loss(*pairs[0])
+    assert [float(x) for x in outer.losses] == [3.0]

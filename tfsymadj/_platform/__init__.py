@@ -5,17 +5,21 @@
 * `graphs`, `tapes`: nor to ask where operations are traced to, or what tapes have seen.
 * `variables`: nor has Keras one to say "this `tf.Variable`, which somebody else made, is one of the
   layer's variables".
+* `losses`: `layer.losses` has the regularizers of weights as well, and is read only.
 
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
 """
 
 from tfsymadj._platform.graphs import in_control_flow, in_function_graph, is_stateful
+from tfsymadj._platform.losses import collected_losses, drop_loss
 from tfsymadj._platform.reads import is_variable, storage, substituted
 from tfsymadj._platform.tapes import recording_tapes, tapes_record
 from tfsymadj._platform.variables import adopted
 
 __all__ = [
     "adopted",
+    "collected_losses",
+    "drop_loss",
     "in_control_flow",
     "in_function_graph",
     "is_stateful",

@@ -83,6 +83,7 @@ def close(function, ys, owner=None):
     outer = tf.compat.v1.get_default_graph()
     brought = {}  # storage -> (variable or eager tensor, its value in the graph of the solve)
     frozen = contents.frozen_storages(owner)
+    losses = contents.losses(owner)
 
     def is_trained(variable):
         return variable.trainable and _platform.storage(variable) not in frozen
@@ -124,7 +125,7 @@ def close(function, ys, owner=None):
             "outside of the solve and pass them through `args`. "
             f"Received: operations that change: {', '.join(changed)}"
         )
-    contents.refuse_losses(owner)
+    contents.refuse_losses(owner, losses)
     frozen = contents.frozen_storages(owner)  # of layers that the trace built, too
 
     live = _dependencies(graph, len(ys))

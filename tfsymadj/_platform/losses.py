@@ -1,0 +1,13 @@
+"""Losses that Keras layers have collected in the call that is going on."""
+
+
+def collected_losses(layer):
+    """Pairs `(layer, loss)` of what a layer and the layers in it have added so far."""
+    return [(part, loss) for part in layer._flatten_layers() for loss in part._losses]
+
+
+def drop_loss(layer, loss):
+    """Takes back what `layer.add_loss(loss)` did."""
+    kept = [x for x in layer._losses if x is not loss]
+    layer._losses.clear()
+    layer._losses.extend(kept)
