@@ -7,6 +7,8 @@ import math
 import keras
 import tensorflow as tf
 
+from tfsymadj.dynamics import functional
+
 
 def as_function(reference, like, args, autonomous):
     """`(t, ys) -> dys` over lists of tensors, for dynamics of any kind.
@@ -48,11 +50,8 @@ def call(dynamics, t, y, args, autonomous, **keywords):
         autonomous: whether they are called without `t`.
         **keywords: such as `training`.
     """
-    if is_functional(dynamics):
-        inputs = [*tf.nest.flatten(y), *tf.nest.flatten(args)]
-        if not autonomous:
-            inputs.insert(0, t * tf.ones([tf.shape(inputs[0])[0], 1], t.dtype))
-        return dynamics(inputs[0] if len(inputs) == 1 else inputs, **keywords)
+    if functional.is_functional(dynamics):
+        return functional.call(dynamics, None if autonomous else t, y, args, **keywords)
     inputs = (y, *args) if autonomous else (t, y, *args)
     return _converted(dynamics)(*inputs, **keywords)
 
@@ -66,6 +65,8 @@ def build(dynamics, y, args, autonomous):
         args: tuple of nests of the same.
         autonomous: whether the dynamics are called without the time.
     """
+    if functional.is_functional(dynamics):
+        functional.match(dynamics, None if autonomous else "t", y, args)
     if not isinstance(dynamics, keras.Layer) or dynamics.built:
         return
 
@@ -102,21 +103,17 @@ def variables(dynamics, y, args, autonomous):
         return evaluate.get_concrete_function(t, y, args).graph.variables
 
 
-def is_functional(dynamics):
-    """Whether the dynamics are a Keras model called with one list of inputs."""
-    return isinstance(dynamics, keras.Model) and hasattr(dynamics, "inputs")
-
-
-def is_autonomous(dynamics, args, autonomous):
+def is_autonomous(dynamics, args, autonomous, y=None):
     """Whether the dynamics are called without the time.
 
     Args:
         dynamics: the user's callable.
         args: tuple of further arguments.
         autonomous: True, False, or None to find out for Keras layers: autonomous if `call` takes
-            one positional tensor argument (besides `args`), or a functional model one input. Where
-            optional arguments leave both possible, a first one called `t`, `time` or `s` is the
-            time.
+            one positional tensor argument (besides `args`), or a functional model no input besides
+            the state and `args`. Where optional arguments leave both possible, a first one called
+            `t`, `time` or `s` is the time.
+        y: the nest of the state; None: one tensor.
     """
     if autonomous is not None:
         if not isinstance(autonomous, bool):
@@ -124,9 +121,8 @@ def is_autonomous(dynamics, args, autonomous):
         return autonomous
     if not isinstance(dynamics, keras.Layer):
         return False
-    if is_functional(dynamics):
-        inputs = dynamics.inputs
-        return inputs is None or len(inputs) <= 1 + len(tf.nest.flatten(args))
+    if functional.is_functional(dynamics):
+        return len(dynamics.inputs) <= len(tf.nest.flatten((y, args)))
     parameters = [
         p
         for p in inspect.signature(dynamics.call).parameters.values()

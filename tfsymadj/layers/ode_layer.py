@@ -32,9 +32,10 @@ class ODELayer(keras.Layer):
 
     Args:
         dynamics: Keras layer or model, or any callable `(t, y, *args) -> dy/dt`. A layer whose
-            `call` has one positional argument, and a functional model of one input, are called
-            as `dynamics(y)`. The variables of `tf.Module`s, of models of `tf_keras` and of plain
-            functions are among the layer's too.
+            `call` has one positional argument, and a functional model that has no input besides
+            the state and `args`, are called as `dynamics(y)`. A functional model gets the parts of
+            a dict by the names of its inputs. The variables of `tf.Module`s, of models of
+            `tf_keras` and of plain functions are among the layer's too.
         t: the times, at least two, strictly increasing or decreasing.
         return_sequences: whether the states at all times are returned, or the last one only.
         method: as in `tfsymadj.solve`, like all further options.
@@ -154,7 +155,7 @@ class ODELayer(keras.Layer):
             )
         y0, args = self._specs
         y0 = keras.tree.map_structure(self._state_spec, y0)
-        autonomous = self._is_autonomous(args)
+        autonomous = self._is_autonomous(y0, args)
         calling.build(self.dynamics, y0, args, autonomous)
         if not isinstance(self.dynamics, keras.Layer):
             found = calling.variables(self.dynamics, y0, args, autonomous)  # builds layers
@@ -195,7 +196,7 @@ class ODELayer(keras.Layer):
 
     def _derivative(self, training, t, y, *args):
         keywords = {"training": training} if self._takes_training else {}
-        result = calling.call(self.dynamics, t, y, args, self._is_autonomous(args), **keywords)
+        result = calling.call(self.dynamics, t, y, args, self._is_autonomous(y, args), **keywords)
         if isinstance(self.dynamics, keras.Layer):
             # Each Keras layer has a dtype of its own; the state keeps the solver's.
             dtypes = {tf.as_dtype(x.dtype) for x in tf.nest.flatten(y)}
@@ -204,8 +205,8 @@ class ODELayer(keras.Layer):
                 result = tf.nest.map_structure(lambda x: self._cast(x, dtype), result)
         return result
 
-    def _is_autonomous(self, args):
-        return calling.is_autonomous(self.dynamics, args, self.autonomous)
+    def _is_autonomous(self, y, args):
+        return calling.is_autonomous(self.dynamics, args, self.autonomous, y)
 
     @property
     def _state_dtype(self):

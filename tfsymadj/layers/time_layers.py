@@ -240,7 +240,7 @@ class RescaledTime(keras.Layer):
         y = keras.tree.map_shape_structure(
             lambda shape: keras.KerasTensor(shape, self.compute_dtype), y_shape
         )
-        calling.build(self.dynamics, y, (), self._is_autonomous())
+        calling.build(self.dynamics, y, (), self._is_autonomous(y))
 
     def call(self, s, y, duration, start=None):
         like = tf.nest.flatten(y)[0]
@@ -248,11 +248,11 @@ class RescaledTime(keras.Layer):
         t = beside(s, like) * duration
         if start is not None:
             t = t + beside(start, like)
-        slopes = calling.call(self.dynamics, t, y, (), self._is_autonomous())
+        slopes = calling.call(self.dynamics, t, y, (), self._is_autonomous(y))
         return tf.nest.map_structure(lambda k: beside(duration, k) * k, slopes)
 
-    def _is_autonomous(self):
-        return calling.is_autonomous(self.dynamics, (), self.autonomous)
+    def _is_autonomous(self, y):
+        return calling.is_autonomous(self.dynamics, (), self.autonomous, y)
 
     def compute_output_spec(self, s, y, duration, start=None):
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), y)
