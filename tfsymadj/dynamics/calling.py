@@ -79,8 +79,21 @@ def build(dynamics, y, args, autonomous):
         inputs.insert(
             0, keras.KerasTensor((), tf.as_dtype(tf.nest.flatten(y)[0].dtype).real_dtype.name)
         )
-    with tf.init_scope():
-        dynamics(*inputs)
+    build_layer(dynamics, *inputs)
+
+
+def build_layer(layer, *inputs):
+    """Calls a layer symbolically, as Keras does in a functional model, if it has no weights yet.
+
+    Unlike `layer.build(shape)` it also builds layers that leave all to their `call`.
+
+    Args:
+        layer: anything but an unbuilt Keras layer is left alone.
+        *inputs: `keras.KerasTensor`s.
+    """
+    if isinstance(layer, keras.Layer) and not layer.built:
+        with tf.init_scope():
+            layer(*inputs)
 
 
 def variables(dynamics, y, args, autonomous):

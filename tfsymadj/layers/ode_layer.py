@@ -131,28 +131,33 @@ class ODELayer(keras.Layer):
             count: keras.metrics.Mean(f"{self.name}_{name}")
             for count, name in (_TRACKED.items() if track_stats else ())
         }
-        self._specs = None
+        self._specs = None  # of the state and `args` that the dynamics are built for
+        self._solved_for = None
+        self._infer = None
+        self._infers = False
         self._takes_training = isinstance(dynamics, keras.Layer) and (
             "training" in inspect.signature(dynamics.call).parameters
         )
 
-    def __call__(self, y0, *args, **kwargs):
-        if not self.built:  # Keras tells `build` the shapes of `y0` and `t` only
-            given = inspect.signature(self.call).bind(y0, *args, **kwargs).arguments
-            args_given = given.get("args", ())
-            if not isinstance(args_given, (tuple, list)):
-                args_given = (args_given,)
-            self._specs = keras.tree.map_structure(_spec, (y0, tuple(args_given)))
-        return super().__call__(y0, *args, **kwargs)
+    @property
+    def layers(self):
+        """The dynamics, if Keras knows them: what `summary(expand_nested=True)` expands."""
+        return [self.dynamics] if isinstance(self.dynamics, keras.Layer) else []
 
-    def build(self, y0_shape, t_shape=None):
+    def __call__(self, *args, **kwargs):
+        if self.built:
+            return super().__call__(*args, **kwargs)
+        # Keras tells `build` shapes only, and nothing of what a subclass makes of the arguments.
+        self._specs, self._infer = None, functools.partial(self._inferred, *args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._infer = None
+
+    # One argument: of more, Keras wants to find the names in `call`, also in that of a subclass.
+    def build(self, y0_shape):
         if self._specs is None:
-            self._specs = (
-                keras.tree.map_shape_structure(
-                    lambda shape: keras.KerasTensor(shape, self._state_dtype), y0_shape
-                ),
-                (),
-            )
+            self._specs = self._specs_of_call() or (self._specs_like(y0_shape), ())
         y0, args = self._specs
         y0 = keras.tree.map_structure(self._state_spec, y0)
         autonomous = self._is_autonomous(y0, args)
@@ -164,15 +169,38 @@ class ODELayer(keras.Layer):
                 known = listed.get(_platform.storage(variable))
                 self._track_variable(_platform.adopted(variable) if known is None else known)
 
+    def _specs_of_call(self):
+        """What the call that builds the layer will solve for, as far as it can be known."""
+        if self._infer is None:
+            return None
+        self._solved_for = None
+        try:
+            self._infer()
+        except Exception:
+            # A subclass may make its weights after this.
+            if type(self).call is ODELayer.call:
+                raise
+        return self._solved_for
+
+    def _specs_like(self, shape):
+        return keras.tree.map_shape_structure(
+            lambda shape: keras.KerasTensor(shape, self._state_dtype), shape
+        )
+
     def get_build_config(self):
-        return {"specs": keras.saving.serialize_keras_object(self._specs)} if self.built else None
+        if not self.built:
+            return None
+        specs = keras.saving.serialize_keras_object(self._specs)
+        return {**(super().get_build_config() or {}), "specs": specs}
 
     def build_from_config(self, config):
         if config:
             self._specs = keras.saving.deserialize_keras_object(config["specs"])
-            self.build(keras.tree.map_structure(lambda x: x.shape, self._specs[0]))
+            super().build_from_config(config)
 
     def call(self, y0, t=None, args=(), training=None):
+        if self._infers:
+            return keras.tree.map_structure(_placeholder, self._spec_call(y0, t, args))
         state = tf.nest.map_structure(lambda y: self._cast(y, self._state_dtype), y0)
         solution = solve(
             functools.partial(self._derivative, bool(training)),
@@ -222,15 +250,48 @@ class ODELayer(keras.Layer):
         x = tf.convert_to_tensor(x)
         return tf.cast(x, dtype) if x.dtype.is_floating else x
 
-    def compute_output_spec(self, y0, t=None, args=(), training=None):
-        count = len(self.t) if t is None else t.shape[0]
+    def compute_output_spec(self, *args, **kwargs):
+        return self._inferred(*args, **kwargs)
+
+    def compute_output_shape(self, y0_shape, t_shape=None):
+        t = None if t_shape is None else keras.KerasTensor(t_shape, "float64")
+        given = (self._specs_like(y0_shape), *([] if t is None else [t]))
+        try:
+            inspect.signature(self.call).bind(*given)
+        except TypeError as error:
+            raise NotImplementedError(
+                f"`{type(self).__name__}.call` has arguments of its own, and so needs a "
+                f"`compute_output_shape` of its own. Received: y0_shape={y0_shape}"
+            ) from error
+        return keras.tree.map_structure(lambda x: tuple(x.shape), self._inferred(*given))
+
+    def _inferred(self, *args, **kwargs):
+        """What `call` would return, symbolically and without a solve."""
+        if type(self).call is ODELayer.call:
+            return self._spec_call(*args, **kwargs)
+        self._infers = True
+        try:
+            return keras.Operation.compute_output_spec(self, *args, **kwargs)
+        finally:
+            self._infers = False
+
+    def _spec_call(self, y0, t=None, args=(), training=None):
+        del training
+        args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+        y0, *args = keras.tree.map_structure(_spec, (y0, *args))
+        self._solved_for = y0, tuple(args)
+        count = len(self.t) if t is None else np.shape(t)[0]
 
         def output(y):
-            shape = tuple(y.shape)
-            if self.return_sequences:
-                shape = (shape[0], count, *shape[1:])
-            dtype = y.dtype if tf.as_dtype(y.dtype).is_complex else self.compute_dtype
-            return keras.KerasTensor(shape, dtype)
+            dtype = tf.as_dtype(y.dtype)
+            if not (dtype.is_floating or dtype.is_complex):
+                raise TypeError(
+                    "`y0` must be floating or complex: cast it, or make it so by a layer such as "
+                    "`keras.layers.Rescaling` or `keras.layers.Embedding`. "
+                    f"Received: dtype {dtype.name} in {y.name!r}"
+                )
+            shape = (y.shape[0], count, *y.shape[1:]) if self.return_sequences else y.shape
+            return keras.KerasTensor(shape, y.dtype if dtype.is_complex else self.compute_dtype)
 
         return keras.tree.map_structure(output, y0)
 
@@ -264,5 +325,11 @@ def _batch_first(y):
 
 
 def _spec(x):
+    if isinstance(x, keras.KerasTensor):
+        return x
     x = x if hasattr(x, "shape") else np.asarray(x, "float32")
     return keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype))
+
+
+def _placeholder(spec):
+    return tf.compat.v1.placeholder(spec.dtype, spec.shape)

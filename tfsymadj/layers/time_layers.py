@@ -45,20 +45,26 @@ class ConcatTime(keras.Layer):
         super().__init__(**kwargs)
         self.layer = layer
 
+    @property
+    def layers(self):
+        """What `summary(expand_nested=True)` expands."""
+        return [self.layer]
+
     def build(self, t_shape, y_shape):
-        if not self.layer.built:
-            self.layer.build((*y_shape[:-1], y_shape[-1] + 1))
+        calling.build_layer(self.layer, self._longer(y_shape, self.compute_dtype))
+
+    def _longer(self, shape, dtype):
+        return keras.KerasTensor((*shape[:-1], shape[-1] + 1), dtype)
 
     def call(self, t, y):
         column = beside(t, y) * tf.ones_like(y[..., :1])
         return self.layer(tf.concat([y, column], -1))
 
     def compute_output_shape(self, t_shape, y_shape):
-        return self.layer.compute_output_shape((*y_shape[:-1], y_shape[-1] + 1))
+        return self.layer.compute_output_spec(self._longer(y_shape, self.compute_dtype)).shape
 
     def compute_output_spec(self, t, y):
-        longer = keras.KerasTensor((*y.shape[:-1], y.shape[-1] + 1), y.dtype)
-        return self.layer.compute_output_spec(longer)
+        return self.layer.compute_output_spec(self._longer(y.shape, y.dtype))
 
     def get_config(self):
         layer = keras.saving.serialize_keras_object(self.layer)
@@ -163,11 +169,13 @@ class TimeSequential(keras.Layer):
         self.layers = list(layers)
 
     def build(self, t_shape, y_shape):
+        t, y = self._specs(t_shape, y_shape)
         for layer in self.layers:
-            if not layer.built:
-                layer.build(t_shape, y_shape)
-                layer.built = True
-            y_shape = layer.compute_output_shape(t_shape, y_shape)
+            calling.build_layer(layer, t, y)
+            y = layer.compute_output_spec(t, y)
+
+    def _specs(self, *shapes):
+        return [keras.KerasTensor(shape, self.compute_dtype) for shape in shapes]
 
     def call(self, t, y):
         for layer in self.layers:
@@ -175,12 +183,12 @@ class TimeSequential(keras.Layer):
         return tf.cast(y, self.compute_dtype)  # the layers have dtypes of their own
 
     def compute_output_shape(self, t_shape, y_shape):
-        for layer in self.layers:
-            y_shape = layer.compute_output_shape(t_shape, y_shape)
-        return y_shape
+        return self.compute_output_spec(*self._specs(t_shape, y_shape)).shape
 
     def compute_output_spec(self, t, y):
-        return keras.KerasTensor(self.compute_output_shape(t.shape, y.shape), self.compute_dtype)
+        for layer in self.layers:
+            y = layer.compute_output_spec(t, y)
+        return keras.KerasTensor(y.shape, self.compute_dtype)
 
     def get_config(self):
         layers = [keras.saving.serialize_keras_object(layer) for layer in self.layers]
@@ -236,6 +244,11 @@ class RescaledTime(keras.Layer):
         self.dynamics = dynamics
         self.autonomous = autonomous
 
+    @property
+    def layers(self):
+        """The dynamics, if Keras knows them: what `summary(expand_nested=True)` expands."""
+        return [self.dynamics] if isinstance(self.dynamics, keras.Layer) else []
+
     def build(self, s_shape, y_shape, duration_shape=None, start_shape=None):
         y = keras.tree.map_shape_structure(
             lambda shape: keras.KerasTensor(shape, self.compute_dtype), y_shape
@@ -253,6 +266,9 @@ class RescaledTime(keras.Layer):
 
     def _is_autonomous(self, y):
         return calling.is_autonomous(self.dynamics, (), self.autonomous, y)
+
+    def compute_output_shape(self, s_shape, y_shape, duration_shape=None, start_shape=None):
+        return y_shape
 
     def compute_output_spec(self, s, y, duration, start=None):
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), y)
