@@ -8,7 +8,16 @@ import pytest
 import tensorflow as tf
 
 import tfsymadj
-from tfsymadj.layers import ODELayer
+from tfsymadj.layers import (
+    ConcatSquash,
+    ConcatTime,
+    EnergyDynamics,
+    HamiltonianDynamics,
+    ODELayer,
+    RescaledTime,
+    SecondOrderDynamics,
+    TimeSequential,
+)
 
 FEW = dict(method="rk4", num_steps=2)
 JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
@@ -236,3 +245,210 @@ def test_state_by_name_is_trained(jit):
     x = {"q": np.ones((4, 1), "float32"), "p": np.zeros((4, 1), "float32")}
     losses = model.fit(x, x, epochs=3, verbose=0).history["loss"]
     assert losses[2] < losses[0]
+
+
+# Shapes without a call
+
+
+def time_dependent(units=3):
+    return ConcatSquash(units, "tanh")
+
+
+LAYERS = {
+    "ode": (lambda: ODELayer(keras.layers.Dense(3), **FEW), [(4, 3)], (4, 3)),
+    "sequential": (lambda: ODELayer(keras.Sequential([keras.layers.Dense(3)]), **FEW), [(4, 3)],
+                   (4, 3)),
+    "call only": (lambda: ODELayer(CallOnly(3), **FEW), [(4, 3)], (4, 3)),
+    "sequences": (lambda: ODELayer(keras.layers.Dense(3), t=(0.0, 0.5, 1.0), return_sequences=True,
+                                   **FEW), [(4, 3)], (4, 3, 3)),
+    "concat": (lambda: ConcatTime(keras.Sequential([keras.layers.Dense(5)])), [(), (4, 3)], (4, 5)),
+    "own": (lambda: ConcatTime(CallOnly()), [(), (4, 3)], (4, 4)),
+    "squash": (time_dependent, [(), (4, 3)], (4, 3)),
+    "chain": (lambda: TimeSequential([time_dependent(7), ConcatTime(keras.layers.Dense(2))]),
+              [(), (4, 3)], (4, 2)),
+    "rescaled": (lambda: RescaledTime(time_dependent()), [(), (4, 3), (4,)], (4, 3)),
+    "energy": (lambda: EnergyDynamics(keras.layers.Dense(2), [[0.0, 1.0], [-1.0, 0.0]]),
+               [(4, 2)], (4, 2)),
+    "hamilton": (lambda: HamiltonianDynamics(keras.layers.Dense(2)), [(4, 6)], (4, 6)),
+    "second": (lambda: SecondOrderDynamics(keras.layers.Dense(3)), [(4, 6)], (4, 6)),
+}  # fmt: skip
+EVERY = pytest.mark.parametrize("name", LAYERS)
+
+
+@keras.saving.register_keras_serializable("test")
+class CallOnly(keras.layers.Layer):
+    """A layer of the kind that Keras builds by its `call`."""
+
+    def __init__(self, units=4, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.hidden, self.out = keras.layers.Dense(5, "tanh"), keras.layers.Dense(units)
+
+    def call(self, y):
+        return self.out(self.hidden(y))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@EVERY
+def test_output_shapes(name):
+    make, shapes, expected = LAYERS[name]
+    assert tuple(make().compute_output_shape(*shapes)) == expected
+    symbolic = make()(*[keras.KerasTensor(shape) for shape in shapes])
+    layer = make()
+    called = layer(*[tf.ones(shape) for shape in shapes])
+    assert symbolic.shape == tuple(called.shape) == expected
+    assert symbolic.dtype == called.dtype.name
+    assert tuple(layer.compute_output_shape(*shapes)) == expected
+
+
+def test_output_shapes_of_nests():
+    layer = ODELayer(lambda t, y: y, t=(0.0, 1.0), return_sequences=True, **FEW)
+    shapes = {"a": (None, 3), "b": ((None, 2), [None, 4])}
+    expected = {"a": (None, 2, 3), "b": ((None, 2, 2), (None, 2, 4))}
+    assert layer.compute_output_shape(shapes) == expected
+    assert layer.compute_output_shape((None, 3), t_shape=(7,)) == (None, 7, 3)
+
+
+@pytest.mark.parametrize("steps", [5, None])
+def test_time_distributed(steps):
+    layer = ODELayer(keras.layers.Dense(3, "tanh"), **FEW)
+    inputs = keras.Input((steps, 3))
+    model = keras.Model(inputs, keras.layers.TimeDistributed(layer)(inputs))
+    assert model.output_shape == (None, steps, 3)
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
+    expected = np.stack([layer(x[:, i]) for i in range(5)], 1)
+    np.testing.assert_allclose(model(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@JIT
+def test_time_distributed_is_trained(jit):
+    layer = ODELayer(keras.layers.Dense(3, "tanh"), **FEW)
+    model = keras.Sequential([keras.Input((5, 3)), keras.layers.TimeDistributed(layer)])
+    model.compile("adam", "mse", jit_compile=jit)
+    x = np.random.default_rng(0).normal(size=(4, 5, 3)).astype("float32")
+    losses = model.fit(x, 0.5 * x, epochs=3, verbose=0).history["loss"]
+    assert losses[2] < losses[0]
+
+
+# Subclasses
+
+
+class Scaled(ODELayer):
+    """Takes a factor of the state, which is an argument of the dynamics as well."""
+
+    def call(self, y0, factor, power=1, training=None):
+        return super().call(y0 * factor**power, args=factor, training=training)
+
+
+class Widened(ODELayer):
+    """Solves for a wider state, and has weights of its own, before and after."""
+
+    def build(self, x_shape):
+        super().build((*x_shape[:-1], 5))
+        self.scale = self.add_weight((5,), "ones")
+        self.head = keras.layers.Dense(2)
+
+    def call(self, x, extra, t=None):
+        return self.head(super().call(self.scale * tf.concat([x, extra], -1), t=t))
+
+
+@keras.saving.register_keras_serializable("test")
+class Conditional(keras.layers.Layer):
+    def build(self, t_shape, y_shape, u_shape):
+        self.w = self.add_weight((y_shape[-1] + u_shape[-1], y_shape[-1]))
+
+    def call(self, t, y, u):
+        return tf.concat([y, u], -1) @ self.w
+
+
+def test_subclass_that_hands_over_arguments():
+    layer = Scaled(Conditional(), **FEW)
+    x, u = keras.Input((3,)), keras.Input((1,))
+    model = keras.Model([x, u], [layer(x, u), layer(x, factor=u, power=2)])
+    assert [y.shape for y in model.outputs] == [(None, 3), (None, 3)]
+    a, b = tf.ones([2, 3]), tf.fill([2, 1], 2.0)
+    plain = ODELayer(layer.dynamics, **FEW)
+    for y, state in zip(model([a, b]), (2.0 * a, 4.0 * a)):
+        np.testing.assert_allclose(y, plain(state, args=b), rtol=1e-6)
+
+
+@pytest.mark.parametrize("symbolic", [True, False])
+def test_subclass_with_another_state_and_weights(symbolic):
+    layer = Widened(keras.layers.Dense(5, "tanh"), **FEW)
+    shapes = [(2, 3), (2, 2)]
+    if symbolic:
+        inputs = [keras.Input(shape[1:]) for shape in shapes]
+        model = keras.Model(inputs, layer(*inputs))
+        assert model.output_shape == (None, 2)
+    assert layer(*[tf.ones(shape) for shape in shapes]).shape == (2, 2)
+    assert [tuple(w.shape) for w in layer.weights] == [(5,), (5, 5), (5,), (5, 2), (2,)]
+
+
+@JIT
+def test_subclass_in_fit_and_in_a_file(jit, tmp_path):
+    x, u = keras.Input((3,)), keras.Input((1,))
+    model = keras.Model([x, u], Scaled(Conditional(), **FEW)(x, u))
+    model.compile("sgd", "mse", jit_compile=jit)
+    data = [np.ones((4, 3), "float32"), np.full((4, 1), 0.5, "float32")]
+    model.fit(data, data[0], epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", {"Scaled": Scaled})
+    np.testing.assert_array_equal(loaded(data), model(data))
+
+
+def test_shapes_of_a_subclass_whose_call_needs_more():
+    layer = Scaled(Conditional(), **FEW)
+    with pytest.raises(NotImplementedError, match="`Scaled.call`"):
+        layer.compute_output_shape((2, 3))
+
+
+# States of integers
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
+def test_integer_states_are_refused_when_the_model_is_made(dtype):
+    layer = ODELayer(keras.layers.Dense(3), **FEW)
+    with pytest.raises(TypeError, match="`y0`.*keras.layers.*Received: dtype .* in 'pixels'"):
+        layer(keras.Input((3,), dtype=dtype, name="pixels"))
+    with pytest.raises(TypeError, match="`y0`.*keras.layers.*Received"):
+        layer(np.ones((2, 3), dtype))
+    layer(keras.Input((3,)))  # nothing is left of it
+    with pytest.raises(TypeError, match="`y0`.*keras.layers.*Received: dtype .* in 'pixels'"):
+        layer({"x": keras.Input((3,)), "n": keras.Input((3,), dtype=dtype, name="pixels")})
+    with pytest.raises(TypeError, match="`y0` must be floating or complex.*Received"):
+        layer(np.ones((2, 3), dtype))
+
+
+# Summaries
+
+
+@EVERY
+def test_summary_expands(name):
+    make, shapes, _ = LAYERS[name]
+    layer = make()
+    layer(*[tf.ones(shape) for shape in shapes])
+    inputs = [keras.Input(batch_shape=shape) for shape in shapes]
+    model = keras.Model(inputs, layer(*inputs))
+    lines = []
+    model.summary(expand_nested=True, print_fn=lines.append, line_length=120)
+    inner = getattr(layer, "layers", [])
+    assert inner or name == "squash"
+    for part in inner:
+        assert f"└ {part.name}" in lines[0]
+
+
+@EVERY
+def test_summary_expands_after_loading(name, tmp_path):
+    make, shapes, _ = LAYERS[name]
+    inputs = [keras.Input(batch_shape=shape) for shape in shapes]
+    model = keras.Model(inputs, make()(*inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one in (loaded, keras.models.clone_model(model)):
+        lines = []
+        one.summary(expand_nested=True, print_fn=lines.append, line_length=120)
+        assert name == "squash" or "└" in lines[0]
+    x = [tf.ones(shape) for shape in shapes]
+    np.testing.assert_array_equal(loaded(x), model(x))

@@ -340,3 +340,12 @@ def test_losses_of_layers():
     assert [(layer, float(loss)) for layer, loss in pairs] == [(inner, 2.0), (inner, 3.0)]
     _platform.drop_loss(*pairs[0])
     assert [float(x) for x in outer.losses] == [3.0]
+
+
+def test_layers_are_built_with_all_their_parts():
+    outer = keras.Sequential([keras.layers.Dense(1)])
+    assert not _platform.is_built(outer)
+    outer.built = True
+    assert not _platform.is_built(outer)
+    outer.build([None, 2])
+    assert _platform.is_built(outer)

@@ -108,7 +108,8 @@ def solve(
     _warn_of_precision(solver["controller"], tf.nest.flatten(state))
     autonomous = calling.is_autonomous(dynamics, args, autonomous, state)
     options = _Options(**solver, autonomous=autonomous, with_time=with_time)
-    calling.build(dynamics, state, args, options.autonomous)
+    if not getattr(dynamics, "built", True):
+        calling.build(dynamics, state, args, options.autonomous)
 
     if tf.executing_eagerly():
         solution = _solve_compiled(dynamics, state, times, args, options)

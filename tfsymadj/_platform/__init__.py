@@ -5,13 +5,14 @@
 * `graphs`, `tapes`: nor to ask where operations are traced to, or what tapes have seen.
 * `variables`: nor has Keras one to say "this `tf.Variable`, which somebody else made, is one of the
   layer's variables".
-* `losses`: `layer.losses` has the regularizers of weights as well, and is read only.
+* `layers`: nor has Keras one to walk through all the layers in a layer; and `layer.losses`, which
+  holds the regularizers of weights as well, can't be taken from.
 
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
 """
 
 from tfsymadj._platform.graphs import in_control_flow, in_function_graph, is_stateful
-from tfsymadj._platform.losses import collected_losses, drop_loss
+from tfsymadj._platform.layers import collected_losses, drop_loss, is_built
 from tfsymadj._platform.reads import is_variable, storage, substituted
 from tfsymadj._platform.tapes import recording_tapes, tapes_record
 from tfsymadj._platform.variables import adopted
@@ -22,6 +23,7 @@ __all__ = [
     "drop_loss",
     "in_control_flow",
     "in_function_graph",
+    "is_built",
     "is_stateful",
     "is_variable",
     "recording_tapes",

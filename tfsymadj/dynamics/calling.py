@@ -7,6 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
+from tfsymadj import _platform
 from tfsymadj.dynamics import functional
 
 
@@ -67,7 +68,7 @@ def build(dynamics, y, args, autonomous):
     """
     if functional.is_functional(dynamics):
         functional.match(dynamics, None if autonomous else "t", y, args)
-    if not isinstance(dynamics, keras.Layer) or dynamics.built:
+    if not isinstance(dynamics, keras.Layer):
         return
 
     def symbolic(x):
@@ -85,13 +86,14 @@ def build(dynamics, y, args, autonomous):
 def build_layer(layer, *inputs):
     """Calls a layer symbolically, as Keras does in a functional model, if it has no weights yet.
 
-    Unlike `layer.build(shape)` it also builds layers that leave all to their `call`.
+    Unlike `layer.build(shape)` it also builds layers that leave all to their `call`; those say that
+    they are built when they come from a file, but their parts are not.
 
     Args:
         layer: anything but an unbuilt Keras layer is left alone.
         *inputs: `keras.KerasTensor`s.
     """
-    if isinstance(layer, keras.Layer) and not layer.built:
+    if isinstance(layer, keras.Layer) and not _platform.is_built(layer):
         with tf.init_scope():
             layer(*inputs)
 

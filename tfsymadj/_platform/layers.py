@@ -1,4 +1,4 @@
-"""Losses that Keras layers have collected in the call that is going on."""
+"""What Keras layers consist of: their parts, and the losses that these have added in a call."""
 
 
 def collected_losses(layer):
@@ -11,3 +11,8 @@ def drop_loss(layer, loss):
     kept = [x for x in layer._losses if x is not loss]
     layer._losses.clear()
     layer._losses.extend(kept)
+
+
+def is_built(layer):
+    """Whether a layer and all the layers in it have their weights."""
+    return all(part.built for part in layer._flatten_layers())
