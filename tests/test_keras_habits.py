@@ -6,8 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import slow
 
 import tfsymadj
+from tfsymadj.callbacks import KeepWeights
 from tfsymadj.layers import (
     ConcatSquash,
     ConcatTime,
@@ -18,6 +20,7 @@ from tfsymadj.layers import (
     SecondOrderDynamics,
     TimeSequential,
 )
+from tfsymadj.solution import MESSAGES, Status
 
 FEW = dict(method="rk4", num_steps=2)
 JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
@@ -452,3 +455,198 @@ def test_summary_expands_after_loading(name, tmp_path):
         assert name == "squash" or "└" in lines[0]
     x = [tf.ones(shape) for shape in shapes]
     np.testing.assert_array_equal(loaded(x), model(x))
+
+
+# Nothing is said that was not earned
+
+DYNAMICS = {
+    "dense": lambda: keras.layers.Dense(2, "tanh"),
+    "sequential": lambda: keras.Sequential([keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)]),
+    "functional": lambda: pendulum_of_one(),
+    "concat": lambda: ConcatTime(keras.Sequential([keras.layers.Dense(2)])),
+    "call only": lambda: ConcatTime(CallOnly(2)),
+    "chain": lambda: TimeSequential([time_dependent(7), ConcatTime(CallOnly(2))]),
+    "rescaled": lambda: RescaledTime(time_dependent(2)),
+    "energy": lambda: EnergyDynamics(CallOnly(1), [[0.0, 1.0], [-1.0, 0.0]]),
+    "hamilton": lambda: HamiltonianDynamics(CallOnly(1)),
+    "second": lambda: SecondOrderDynamics(CallOnly(1)),
+    "nested": lambda: ODELayer(keras.layers.Dense(2, "tanh"), **FEW),
+}
+
+
+def pendulum_of_one():
+    x = keras.Input((2,))
+    return keras.Model(x, keras.layers.Dense(2, "tanh")(x))
+
+
+@pytest.mark.filterwarnings("error", "ignore:__array__ implementation")
+@pytest.mark.parametrize("name", DYNAMICS)
+def test_ordinary_use_is_silent(name, tmp_path, caplog, capfd):
+    x, _ = x_and_y()
+    inputs = keras.Input((2,))
+    layer = ODELayer(DYNAMICS[name](), method="euler", num_steps=1)
+    rescaled = name == "rescaled"
+    model = keras.Model(inputs, layer(inputs, args=inputs[:, 0] if rescaled else ()))
+    ODELayer(DYNAMICS[name](), **FEW)(x, args=x[:, 0] if rescaled else ())
+    model(x)
+    model.summary(expand_nested=True, print_fn=lambda line: None)
+    model.save(tmp_path / "model.keras")
+    if "CallOnly" not in str(model.get_config()):  # of such a layer Keras complains by itself
+        keras.models.load_model(tmp_path / "model.keras")
+        keras.models.clone_model(model)
+    check_silent(caplog, capfd)
+
+
+@pytest.mark.filterwarnings("error", "ignore:__array__ implementation")
+@pytest.mark.parametrize("name", [x if x == "call only" else slow(x) for x in DYNAMICS])
+def test_training_is_silent(name, caplog, capfd):
+    x, y = x_and_y()
+    inputs = keras.Input((2,))
+    layer = ODELayer(DYNAMICS[name](), method="euler", num_steps=1)
+    outputs = layer(inputs, args=inputs[:, 0] if name == "rescaled" else ())
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", "mse")
+    model.fit(x, y, epochs=2, verbose=0, validation_data=(x, y))
+    model.predict(x, verbose=0)
+    check_silent(caplog, capfd)
+
+
+def check_silent(caplog, capfd):
+    # TensorFlow counts the traces of all models in this process together.
+    said = [r.getMessage() for r in caplog.records if "retracing" not in r.getMessage()]
+    assert not said
+    assert "Warning" not in capfd.readouterr().err
+
+
+# Steps that fail in `fit`
+
+
+class Square(keras.layers.Layer):
+    """A blow-up where the state is large."""
+
+    def build(self, shape):
+        self.w = self.add_weight((2,), "ones")
+
+    def call(self, y):
+        return self.w * y * tf.abs(y)
+
+
+def model_of_squares(optimizer, jit, **options):
+    keras.utils.set_random_seed(3)
+    layer = ODELayer(Square(), t=(0.0, 0.1), name="ode", on_failure="status", **options)
+    inputs = keras.Input((2,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dropout(0.5)(layer(inputs)))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    model.compile(optimizer, "mse", jit_compile=jit)
+    return model
+
+
+FIXED_STEPS = dict(method="rk4", num_steps=3)
+
+
+@JIT
+@pytest.mark.parametrize("make", [keras.optimizers.SGD, keras.optimizers.Adam])
+def test_steps_of_failed_solves_are_undone(make, jit, caplog):
+    x, y = x_and_y(batch=12)
+    bad = x.copy()
+    bad[4:8] = 1e30
+    undone, expected = (
+        model_of_squares(make(0.1), jit, **FIXED_STEPS),
+        model_of_squares(make(0.1), jit, **FIXED_STEPS),
+    )
+    keep = KeepWeights()
+    options = dict(batch_size=4, shuffle=False, verbose=0, epochs=2)
+    history = undone.fit(bad, y, callbacks=[keep], **options).history
+    good = np.r_[:4, 8:12]
+    reference = expected.fit(x[good], y[good], **options).history
+    assert history["undone_steps"] == [1, 1]
+    np.testing.assert_allclose(history["loss"], reference["loss"], rtol=1e-5)
+    state = [*undone.variables, *undone.optimizer.variables]
+    for a, b in zip(state, [*expected.variables, *expected.optimizer.variables]):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    said = [r.getMessage() for r in caplog.records if r.name == "tfsymadj"]
+    assert len(said) == 2
+    assert "batch 1" in said[0] and "layer 'ode'" in said[0]
+    assert MESSAGES[Status.NON_FINITE_DYNAMICS] in said[0] and "NON_FINITE_DYNAMICS" in said[0]
+
+
+def test_undone_steps_of_adaptive_solves_under_xla(caplog):
+    model = model_of_squares("adam", True, max_steps=8)
+    before = model.get_weights()
+    x = np.full((4, 2), 1e6, "float32")
+    model.fit(x, x, verbose=0, epochs=3, callbacks=[KeepWeights(patience=2)])
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+    assert "Training is stopped after 2" in caplog.text
+    assert len(model.history.epoch) == 2
+
+
+def test_what_is_left_of_undoing(tmp_path):
+    """Without the callback the model is what it was: it can be trained, exported and saved."""
+    model = model_of_squares("sgd", False, **FIXED_STEPS)
+    x, y = x_and_y()
+    model.fit(x, y, verbose=0, callbacks=[KeepWeights()], validation_data=(x, y))
+    before = len(model.weights)
+    model.fit(x, y, verbose=0)
+    model.evaluate(x, y, verbose=0)
+    model.export(tmp_path / "exported", verbose=False)
+    model.save(tmp_path / "model.keras")
+    assert (
+        len(keras.models.load_model(tmp_path / "model.keras", {"Square": Square}).weights) == before
+    )
+
+
+def test_other_failures_are_undone_too(caplog):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    before = model.get_weights()
+    x = np.full((4, 2), np.nan, "float32")
+    model.fit(x, x, verbose=0, callbacks=[KeepWeights()])
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+    assert "no solve failed" in caplog.text
+
+
+@pytest.mark.parametrize("steps", [3, None])
+def test_undone_steps_in_loops(steps, caplog):
+    layer = ODELayer(Square(), t=(0.0, 0.1), name="ode", on_failure="status", **FIXED_STEPS)
+    inputs = keras.Input((steps, 2))
+    model = keras.Model(inputs, keras.layers.TimeDistributed(layer)(inputs))
+    model.compile("sgd", "mse")
+    x = np.full((4, 3, 2), 1e30, "float32")
+    model.fit(x, x, verbose=0, callbacks=[KeepWeights()])
+    np.testing.assert_array_equal(layer.weights[0], [1.0, 1.0])
+    assert "layer 'ode'" in caplog.text
+
+
+def test_undone_steps_of_layers_in_dynamics(caplog):
+    inner = ODELayer(Square(), t=(0.0, 0.1), method="euler", num_steps=1, on_failure="status")
+    layer = ODELayer(inner, method="euler", num_steps=1, name="outer", on_failure="status")
+    model = keras.Sequential([keras.Input((2,)), layer])
+    model.compile("sgd", "mse")
+    x = np.full((4, 2), 1e30, "float32")
+    model.fit(x, x, verbose=0, callbacks=[KeepWeights()])
+    np.testing.assert_array_equal(layer.weights[0], [1.0, 1.0])
+    assert "layer 'outer'" in caplog.text
+
+
+@pytest.mark.parametrize("patience", [0, 1.5, True, "often"])
+def test_patience_is_checked(patience):
+    with pytest.raises(ValueError, match="`patience`.*Received"):
+        KeepWeights(patience)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(run_eagerly=True), dict(steps_per_execution=2)], ids=["eager", "many steps"]
+)
+def test_undone_steps_however_they_run(options, caplog):
+    x, y = x_and_y(batch=12)
+    x[4:8] = 1e30
+    model = model_of_squares("adam", False, **FIXED_STEPS)
+    model.compile("adam", "mse", **options)
+    keep = KeepWeights()
+    history = model.fit(x, y, batch_size=4, shuffle=False, verbose=0, callbacks=[keep]).history
+    assert history["undone_steps"] == [1]
+    assert all(np.all(np.isfinite(w)) for w in model.get_weights())
+    assert np.isfinite(history["loss"][0])
+    assert "layer 'ode'" in caplog.text

@@ -349,3 +349,9 @@ def test_layers_are_built_with_all_their_parts():
     assert not _platform.is_built(outer)
     outer.build([None, 2])
     assert _platform.is_built(outer)
+
+
+def test_parts_of_layers():
+    inner = keras.Sequential([keras.layers.Dense(1)])
+    outer = keras.Sequential([inner])
+    assert [id(x) for x in _platform.parts(outer)] == [id(x) for x in (outer, inner, *inner.layers)]

@@ -12,7 +12,7 @@
 """
 
 from tfsymadj._platform.graphs import in_control_flow, in_function_graph, is_stateful
-from tfsymadj._platform.layers import collected_losses, drop_loss, is_built
+from tfsymadj._platform.layers import collected_losses, drop_loss, is_built, parts
 from tfsymadj._platform.reads import is_variable, storage, substituted
 from tfsymadj._platform.tapes import recording_tapes, tapes_record
 from tfsymadj._platform.variables import adopted
@@ -26,6 +26,7 @@ __all__ = [
     "is_built",
     "is_stateful",
     "is_variable",
+    "parts",
     "recording_tapes",
     "storage",
     "substituted",

@@ -11,6 +11,7 @@ from tfsymadj import _platform
 from tfsymadj.controllers import ConstantSteps, PIController
 from tfsymadj.dynamics import calling, contents
 from tfsymadj.gradients import GRADIENTS, NoGradient, gradient_is_wanted
+from tfsymadj.solution import Status
 from tfsymadj.solve import check_options, solve
 from tfsymadj.tableaus import ButcherTableau
 
@@ -135,6 +136,7 @@ class ODELayer(keras.Layer):
         self._solved_for = None
         self._infer = None
         self._infers = False
+        self._status_counts = lambda: None
         self._takes_training = isinstance(dynamics, keras.Layer) and (
             "training" in inspect.signature(dynamics.call).parameters
         )
@@ -180,7 +182,8 @@ class ODELayer(keras.Layer):
             # A subclass may make its weights after this.
             if type(self).call is ODELayer.call:
                 raise
-        return self._solved_for
+        specs, self._solved_for = self._solved_for, None
+        return specs
 
     def _specs_like(self, shape):
         return keras.tree.map_shape_structure(
@@ -213,11 +216,22 @@ class ODELayer(keras.Layer):
         if gradient_is_wanted():  # what is exported for other runtimes writes no variables
             for count, metric in self._counts.items():
                 metric.update_state(getattr(solution.stats, count))
+            statuses = self._status_counts()
+            if training and statuses is not None:
+                statuses.assign_add(tf.one_hot(solution.status, len(Status), dtype=statuses.dtype))
         if self.return_sequences:
             y = tf.nest.map_structure(_batch_first, solution.y)
         else:
             y = tf.nest.map_structure(lambda x: x[-1], solution.y)
         return tf.nest.map_structure(lambda x: self._cast(x, self.compute_dtype), y)
+
+    def count_statuses(self, counts):
+        """Lets training that is traced from now on count how its solves ended.
+
+        Args:
+            counts: integer variable `(len(Status),)`; None: no more.
+        """
+        self._status_counts = lambda: counts  # as an attribute it would be saved
 
     def compute_mask(self, inputs, previous_mask):
         return None if self.return_sequences else previous_mask
@@ -279,7 +293,8 @@ class ODELayer(keras.Layer):
         del training
         args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
         y0, *args = keras.tree.map_structure(_spec, (y0, *args))
-        self._solved_for = y0, tuple(args)
+        if not self.built:
+            self._solved_for = y0, tuple(args)
         count = len(self.t) if t is None else np.shape(t)[0]
 
         def output(y):
@@ -325,10 +340,11 @@ def _batch_first(y):
 
 
 def _spec(x):
-    if isinstance(x, keras.KerasTensor):
-        return x
     x = x if hasattr(x, "shape") else np.asarray(x, "float32")
-    return keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype))
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    # A new one: that of a model knows the model, and would be saved with it.
+    name = x.name if isinstance(x, keras.KerasTensor) else None
+    return keras.KerasTensor(x.shape, dtype, name=name)
 
 
 def _placeholder(spec):
