@@ -121,6 +121,8 @@ class KeepWeights(keras.callbacks.Callback):
         # Dynamics must not write to variables: layers in the dynamics of others are theirs.
         inside = {id(x) for layer in layers for x in _platform.parts(layer) if x is not layer}
         with self.model.distribute_strategy.scope():
+            if not self.model.optimizer.built:  # or its state of before the first step is unknown
+                self.model.optimizer.build(self.model.trainable_variables)
             self._counts = {
                 layer: tf.Variable(
                     tf.zeros([len(Status)], tf.int64),
@@ -163,6 +165,10 @@ class KeepWeights(keras.callbacks.Callback):
             return
         for variable, value in self._before:
             variable.assign(value)
+        known = {id(variable) for variable, _ in self._before}
+        for metric in self.model.metrics:  # some are made in the first step
+            if not known.issuperset(map(id, metric.variables)):
+                metric.reset_state()
         self._undone += 1
         self._in_a_row += 1
         reason = "; ".join(reasons) or "a weight was not finite, though no solve failed"
