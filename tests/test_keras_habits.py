@@ -457,6 +457,72 @@ def test_summary_expands_after_loading(name, tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
+# Masks
+
+
+def last_of(x, mask):
+    """Where an example ends, for all of its entries."""
+    if mask is None:
+        return 0.0 * x
+    count = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
+    return tf.gather(x, count - 1, batch_dims=1)[:, None] * tf.ones_like(x)
+
+
+class Last(keras.layers.Layer):
+    supports_masking = True
+
+    def call(self, y, mask=None):
+        return last_of(y, mask)
+
+
+class LastWithTime(Last):
+    def call(self, t, y, args=None, mask=None):
+        return super().call(y, mask)
+
+
+def functional_of(layer, time):
+    y = keras.Input((3, 2), name="y")
+    return keras.Model([keras.Input((1,), name="t"), y] if time else y, layer(y))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Last,
+        LastWithTime,
+        lambda: keras.Sequential([Last()]),
+        lambda: functional_of(Last(), False),
+        lambda: functional_of(Last(), True),
+    ],
+    ids=["layer", "time", "sequential", "functional", "functional time"],
+)
+@pytest.mark.parametrize("how", ["attached", "given", "symbolic"])
+@pytest.mark.filterwarnings("error")
+def test_masks_reach_the_dynamics(make, how):
+    x = np.zeros((2, 3, 2), "float32")
+    x[0, :2], x[1, :1] = [[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]]
+    layer = ODELayer(make(), method="euler", num_steps=1)
+    if how == "attached":
+        y = layer(keras.layers.Masking()(x))
+    elif how == "given":
+        y = layer(x, mask=tf.constant([[True, True, False], [True, False, False]]))
+    else:
+        inputs = keras.Input((3, 2))
+        y = keras.Model(inputs, layer(keras.layers.Masking()(inputs)))(x)
+    np.testing.assert_array_equal(y[:, 2], [[3.0, 4.0], [5.0, 6.0]])
+
+
+@JIT
+def test_masks_in_fit(jit):
+    layer = ODELayer(keras.layers.GRU(2, return_sequences=True, use_cudnn=False), **FEW)
+    model = keras.Sequential([keras.Input((3, 2)), keras.layers.Masking(), layer])
+    model.compile("sgd", "mse", jit_compile=jit)
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
+    x[:, 2] = 0.0
+    losses = model.fit(x, x, epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+
+
 # Nothing is said that was not earned
 
 DYNAMICS = {

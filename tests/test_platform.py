@@ -355,3 +355,12 @@ def test_parts_of_layers():
     inner = keras.Sequential([keras.layers.Dense(1)])
     outer = keras.Sequential([inner])
     assert [id(x) for x in _platform.parts(outer)] == [id(x) for x in (outer, inner, *inner.layers)]
+
+
+def test_masks_of_tensors():
+    x = tf.constant([[1.0], [0.0]])[None]
+    mask = _platform.mask_of(keras.layers.Masking()(x))
+    np.testing.assert_array_equal(mask, [[True, False]])
+    assert _platform.mask_of(x) is None
+    outputs = keras.layers.Dense(1)(_platform.with_mask(x, mask))
+    np.testing.assert_array_equal(_platform.mask_of(outputs), mask)

@@ -1,4 +1,6 @@
-"""What Keras layers consist of: their parts, and the losses that these have added in a call."""
+"""What Keras layers consist of, the losses that they have added in a call, and their masks."""
+
+import tensorflow as tf
 
 
 def parts(layer):
@@ -21,3 +23,15 @@ def drop_loss(layer, loss):
 def is_built(layer):
     """Whether a layer and all the layers in it have their weights."""
     return all(part.built for part in parts(layer))
+
+
+def mask_of(tensor):
+    """The mask that Keras has attached to a tensor, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def with_mask(tensor, mask):
+    """The same tensor, with a mask attached to it that the next layer will find."""
+    tensor = tf.identity(tensor)
+    tensor._keras_mask = mask
+    return tensor

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
+from tfsymadj import _platform
+
 #: Names by which an input for the time is known, wherever it stands.
 _TIME = ("t", "time")
 
@@ -17,7 +19,7 @@ def is_functional(dynamics):
     return isinstance(dynamics, keras.Model) and hasattr(dynamics, "inputs")
 
 
-def call(model, t, y, args, **keywords):
+def call(model, t, y, args, mask=None, **keywords):
     """One evaluation of a functional model.
 
     Args:
@@ -25,6 +27,7 @@ def call(model, t, y, args, **keywords):
         t: scalar, or times of each example; None if the model is autonomous.
         y: nest of tensors `(batch, ...)`.
         args: tuple of nests of tensors.
+        mask: of `y`, a tensor then; None: no mask.
         **keywords: such as `training`.
 
     Returns:
@@ -36,6 +39,8 @@ def call(model, t, y, args, **keywords):
     if t is not None:
         batch = tf.shape(tf.nest.flatten(y)[0])[0]
         t = tf.reshape(t, [-1, 1]) * tf.ones([batch, 1], t.dtype)
+    if mask is not None:  # by itself it would be that of the first input
+        y = _platform.with_mask(y, mask)
     return _in_structure_of(y, model(match(model, t, y, args), **keywords))
 
 

@@ -1,7 +1,9 @@
 """The neural ODE as a Keras layer."""
 
+import contextlib
 import functools
 import inspect
+import warnings
 
 import keras
 import numpy as np
@@ -62,6 +64,8 @@ class ODELayer(keras.Layer):
             the layer's dtype. For times of each example see `tfsymadj.layers.RescaledTime`.
         args: further arguments of the dynamics; gradients reach them.
         training: handed to the dynamics if they take it.
+        mask: of `y0`, if that is a tensor; by default the one that Keras has attached to it. Handed
+            to the dynamics if they take it.
 
     Output shape:
         That of `y0`; with `return_sequences` `(batch, len(t), ...)`. The dtype is the layer's
@@ -137,9 +141,8 @@ class ODELayer(keras.Layer):
         self._infer = None
         self._infers = False
         self._status_counts = lambda: None
-        self._takes_training = isinstance(dynamics, keras.Layer) and (
-            "training" in inspect.signature(dynamics.call).parameters
-        )
+        takes = inspect.signature(dynamics.call).parameters if self.layers else ()
+        self._takes_training, self._takes_mask = "training" in takes, "mask" in takes
 
     @property
     def layers(self):
@@ -201,12 +204,18 @@ class ODELayer(keras.Layer):
             self._specs = keras.saving.deserialize_keras_object(config["specs"])
             super().build_from_config(config)
 
-    def call(self, y0, t=None, args=(), training=None):
+    def call(self, y0, t=None, args=(), training=None, mask=None):
         if self._infers:
             return keras.tree.map_structure(_placeholder, self._spec_call(y0, t, args))
         state = tf.nest.map_structure(lambda y: self._cast(y, self._state_dtype), y0)
+        args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+        if mask is None and tf.is_tensor(y0):
+            mask = _platform.mask_of(y0)
+        masked = self._takes_mask and tf.is_tensor(mask)
+        if masked:
+            args = (*args, mask)
         solution = solve(
-            functools.partial(self._derivative, bool(training)),
+            functools.partial(self._derivative, bool(training), masked),
             state,
             self.t if t is None else t,
             args=args,
@@ -236,9 +245,13 @@ class ODELayer(keras.Layer):
     def compute_mask(self, inputs, previous_mask):
         return None if self.return_sequences else previous_mask
 
-    def _derivative(self, training, t, y, *args):
+    def _derivative(self, training, masked, t, y, *args):
         keywords = {"training": training} if self._takes_training else {}
-        result = calling.call(self.dynamics, t, y, args, self._is_autonomous(y, args), **keywords)
+        if masked:
+            *args, keywords["mask"] = args
+        with self._unwarned() if masked else contextlib.nullcontext():
+            autonomous = self._is_autonomous(y, args)
+            result = calling.call(self.dynamics, t, y, args, autonomous, **keywords)
         if isinstance(self.dynamics, keras.Layer):
             # Each Keras layer has a dtype of its own; the state keeps the solver's.
             dtypes = {tf.as_dtype(x.dtype) for x in tf.nest.flatten(y)}
@@ -246,6 +259,14 @@ class ODELayer(keras.Layer):
                 (dtype,) = dtypes
                 result = tf.nest.map_structure(lambda x: self._cast(x, dtype), result)
         return result
+
+    @contextlib.contextmanager
+    def _unwarned(self):
+        """Without Keras' warning that models lose masks: the layer itself hands it on."""
+        with warnings.catch_warnings():
+            message = f"Layer {self.dynamics.name!r} .* was passed an input with a mask"
+            warnings.filterwarnings("ignore", message)
+            yield
 
     def _is_autonomous(self, y, args):
         return calling.is_autonomous(self.dynamics, args, self.autonomous, y)
@@ -289,8 +310,8 @@ class ODELayer(keras.Layer):
         finally:
             self._infers = False
 
-    def _spec_call(self, y0, t=None, args=(), training=None):
-        del training
+    def _spec_call(self, y0, t=None, args=(), training=None, mask=None):
+        del training, mask
         args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
         y0, *args = keras.tree.map_structure(_spec, (y0, *args))
         if not self.built:
