@@ -202,7 +202,10 @@ class ODELayer(keras.Layer):
     def build_from_config(self, config):
         if config:
             self._specs = keras.saving.deserialize_keras_object(config["specs"])
-            super().build_from_config(config)
+            if type(self).build is ODELayer.build:
+                self.build(keras.tree.map_structure(lambda x: x.shape, self._specs[0]))
+            else:  # that of a subclass may want other shapes
+                super().build_from_config(config)
 
     def call(self, y0, t=None, args=(), training=None, mask=None):
         if self._infers:
