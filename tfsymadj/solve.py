@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsymadj import _platform
 from tfsymadj.controllers import (
     ConstantSteps,
     Controller,
@@ -247,6 +248,7 @@ def _compile(dynamics, options):
     # The compiled function must not keep the dynamics alive, or the weak cache would leak.
     reference = contents.weakly(dynamics)
 
+    @_platform.quietly_traced
     @tf.function(autograph=False, reduce_retracing=True)
     def compiled_solve(state, times, args, steps):
         return _solve(reference, state, times, args, options, steps)
