@@ -782,21 +782,39 @@ def test_traced_dynamics(mode, inner):
 
 
 def test_traced_dynamics_inside_a_loop():
-    """Right gradients or a clear refusal; never a missing one."""
     problem = mlp(batch=2, hidden=4)
     traced = tf.function(problem.dynamics)
     traced(tf.constant(0.0, tf.float64), problem.y0[:1])
 
     @tf.function
-    def compute():
+    def compute(dynamics):
         with tf.GradientTape() as tape:
             y = tf.map_fn(
-                lambda y: tfsymadj.odeint(traced, y[tf.newaxis], problem.t, **SHORT), problem.y0
+                lambda y: tfsymadj.odeint(dynamics, y[tf.newaxis], problem.t, **SHORT), problem.y0
             )
             value = loss(y)
         return tape.gradient(value, problem.variables)
 
-    with pytest.raises(ValueError, match=r"without `tf.function`.*Received: variables"):
+    for actual, expected in zip(compute(traced), compute(problem.dynamics)):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_concrete_function_inside_a_loop():
+    """Its variables can't be handed over: a clear refusal, never a missing gradient."""
+    problem = mlp(batch=2, hidden=4)
+    specs = tf.TensorSpec([], tf.float64), tf.TensorSpec([1, 3], tf.float64)
+    concrete = tf.function(problem.dynamics).get_concrete_function(*specs)
+
+    @tf.function
+    def compute():
+        with tf.GradientTape() as tape:
+            y = tf.map_fn(
+                lambda y: tfsymadj.odeint(concrete, y[tf.newaxis], problem.t, **SHORT), problem.y0
+            )
+            value = loss(y)
+        return tape.gradient(value, problem.variables)
+
+    with pytest.raises(ValueError, match="the Python function itself. Received: variables"):
         compute()
 
 

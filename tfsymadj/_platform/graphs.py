@@ -21,3 +21,12 @@ def is_stateful(op_type):
     """Whether TensorFlow registered the operation as stateful; True for an unknown one."""
     op_def = op_def_registry.get(op_type)
     return op_def is None or op_def.is_stateful
+
+
+def is_control_flow_inside(graph, ancestor):
+    """Whether `graph` is `ancestor` or a loop's or branch's body in it."""
+    while graph is not ancestor:
+        if not isinstance(graph, _ControlFlowGraph):
+            return False
+        graph = graph.outer_graph
+    return True

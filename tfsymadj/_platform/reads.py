@@ -5,98 +5,318 @@ breaks inside `keras.layers.RNN`, `tf.map_fn`, `tf.while_loop` and `tf.cond`, an
 gets through `variables=` are read in the same place. So what the dynamics use is brought into the
 graph once, outside of the solver, and the solver's loops see tensors of their graph (closure
 conversion).
+
+To the dynamics a redirected read is a read: tapes of their own, `tf.gradients`, `tf.recompute_grad`
+and custom gradients find the variable behind its value. For that the read is recorded as an
+operation that has the variable's handle among its inputs. Not the handle itself, which the tapes
+of the caller may watch beside the value (they would count the gradient twice), but another tensor
+of the same resource, which `variable.handle` is while the dynamics are traced.
 """
 
 import contextlib
+import functools
+import inspect
 import threading
 
+import numpy as np
 import tensorflow as tf
+from tensorflow.python.autograph.core import ag_ctx
+from tensorflow.python.eager import record
+from tensorflow.python.eager.polymorphic_function import (
+    autograph_util,
+    concrete_function,
+    polymorphic_function,
+)
 from tensorflow.python.framework import func_graph, ops
-from tensorflow.python.ops import control_flow_v2_func_graphs, resource_variable_ops
+from tensorflow.python.ops import custom_gradient, gradients_util, resource_variable_ops
 
-_ControlFlowGraph = control_flow_v2_func_graphs.ControlFlowFuncGraph
+from tfsymadj._platform.graphs import is_control_flow_inside
+from tfsymadj._platform.tapes import recording
+
 _Variable = resource_variable_ops.BaseResourceVariable
-_plain_read = _Variable._read_variable_op
-_plain_capture = func_graph.FuncGraph.capture
 
 
-class _Substitutions(threading.local):
+class _Active(threading.local):
     def __init__(self):
         self.stack = []
 
 
-_substitutions = _Substitutions()
+_active = _Active()
+_originals = {}
+_lock = threading.Lock()
 
 
-def _substitute(x, graph):
-    """The innermost substitution for `x` in `graph`, or None."""
-    for traced, substitute in reversed(_substitutions.stack):
-        if _is_control_flow_inside(graph, traced):
-            value = substitute(x)
+class Substitution:
+    """Values that stand for variables and eager tensors while the dynamics are traced.
+
+    Args:
+        find: callable from a `tf.Variable` or an eager tensor to a tensor of an outer graph or of
+            the current one, or to None for what TensorFlow does by itself.
+    """
+
+    def __init__(self, find):
+        self._find = find
+        self._graph = tf.compat.v1.get_default_graph()
+        self._values = {}  # storage -> (that tensor, its copy in `graph`)
+        self._aliases = {}
+
+    def covers(self, graph):
+        """Whether operations of `graph` belong to the traced dynamics."""
+        return is_control_flow_inside(graph, self._graph)
+
+    def value(self, x):
+        """The value of `x` in the graph of the dynamics, recorded on all tapes, or None."""
+        key = storage(x)
+        found = self._values.get(key)
+        if found is None:
+            with self._graph.as_default():
+                source = self._find(x)
+            if source is None:
+                return None
+            # Of its own: other parts of the solver may use the source without being a read.
+            inside = _originals["capture"](self._graph, source)
+            with self._graph.as_default(), record.stop_recording():
+                found = self._values[key] = source, tf.identity(inside)
+        source, value = found
+        if is_variable(x):
+            resource_variable_ops.variable_accessed(x)
+        record.record_operation(
+            "ReadVariableOp", [value], [source, self.alias(x)], backward_function=_to_both
+        )
+        return value
+
+    def alias(self, x):
+        """What tapes know `x` by inside of the dynamics: an eager tensor."""
+        if not is_variable(x):
+            return x
+        key = storage(x)
+        found = self._aliases.get(key)
+        if found is None:
+            with tf.init_scope(), record.stop_recording():
+                found = self._aliases[key] = tf.identity(x._handle)
+            found._handle_data = x._handle._handle_data
+        return found
+
+
+def _to_both(gradient):
+    return [gradient, gradient]
+
+
+def _current(graph=None):
+    """The innermost substitution that covers the graph, or None."""
+    graph = tf.compat.v1.get_default_graph() if graph is None else graph
+    for substitution in reversed(_active.stack):
+        if substitution.covers(graph):
+            return substitution
+    return None
+
+
+def _value_of(x, graph=None):
+    """The value of the innermost substitution that has one, or None."""
+    graph = tf.compat.v1.get_default_graph() if graph is None else graph
+    for substitution in reversed(_active.stack):
+        if substitution.covers(graph):
+            value = substitution.value(x)
             if value is not None:
                 return value
     return None
 
 
+def _handle(variable):
+    if _active.stack and variable._handle is not None:
+        substitution = _current()
+        if substitution is not None:
+            return substitution.alias(variable)
+    return variable._handle
+
+
 def _read(variable, *args, **kwargs):
-    """`BaseResourceVariable._read_variable_op`, unless this thread traces dynamics."""
-    if _substitutions.stack:
-        value = _substitute(variable, tf.compat.v1.get_default_graph())
-        if value is not None:
-            return value
-    return _plain_read(variable, *args, **kwargs)
+    value = _value_of(variable) if _active.stack else None
+    return _originals["read"](variable, *args, **kwargs) if value is None else value
+
+
+def _sparse_read(variable, indices, name=None):
+    value = _value_of(variable) if _active.stack else None
+    if value is None:
+        return _originals["sparse_read"](variable, indices, name)
+    return tf.gather(value, indices, name=name)
+
+
+def _gather_nd(variable, indices, name=None):
+    value = _value_of(variable) if _active.stack else None
+    if value is None:
+        return _originals["gather_nd"](variable, indices, name)
+    return tf.gather_nd(value, indices, name=name)
 
 
 def _capture(graph, tensor, *args, **kwargs):
-    """`FuncGraph.capture`, unless this thread traces dynamics."""
-    if _substitutions.stack and _is_eager(tensor):
-        value = _substitute(tensor, graph)
+    if _active.stack and is_eager(tensor):
+        value = _value_of(tensor, graph)
         tensor = tensor if value is None else value
-    return _plain_capture(graph, tensor, *args, **kwargs)
+    return _originals["capture"](graph, tensor, *args, **kwargs)
 
 
-_Variable._read_variable_op = _read
-func_graph.FuncGraph.capture = _capture
+def _call_function(function, *args, **kwargs):
+    """`tf.function`s inside of the dynamics are part of them: their own traces hold variables."""
+    # A function that was loaded has no code, it picks one of its traces.
+    has_code = not hasattr(function, "concrete_functions")
+    if not (has_code and _active.stack and _current() is not None):
+        return _originals["function"](function, *args, **kwargs)
+    python = function.python_function
+    signature = function.input_signature
+    if signature is not None:
+        bound = inspect.signature(python).bind(*args, **kwargs)
+        bound.apply_defaults()
+        args, kwargs = bound.args, bound.kwargs
+        specified = tf.nest.map_structure(_as_specified, signature, args[: len(signature)])
+        args = (*specified, *args[len(signature) :])
+    args, kwargs = tf.nest.map_structure(
+        lambda x: tf.convert_to_tensor(x) if isinstance(x, np.ndarray) else x, (args, kwargs)
+    )
+    if not function._autograph:
+        return python(*args, **kwargs)
+    options = function._experimental_autograph_options
+    with ag_ctx.ControlStatusCtx(status=ag_ctx.Status.ENABLED):
+        return autograph_util.py_func_from_autograph(python, options)(*args, **kwargs)
 
 
-def _is_eager(tensor):
-    """Whether `tensor` is an eager tensor of numbers, not a handle."""
-    return isinstance(tensor, ops.EagerTensor) and tensor.dtype not in (tf.resource, tf.variant)
+def _as_specified(spec, x):
+    return tf.convert_to_tensor(x, spec.dtype) if isinstance(spec, tf.TensorSpec) else x
 
 
-def _is_control_flow_inside(graph, ancestor):
-    """Whether `graph` is `ancestor` or a loop's or branch's body in it.
+def _call_flat(function, tensor_inputs, captured_inputs):
+    """A trace's captured tensors are inputs like any others."""
+    if _active.stack and _current() is not None:
+        values = [_value_of(x) if is_eager(x) else None for x in captured_inputs]
+        captured_inputs = [x if y is None else y for x, y in zip(captured_inputs, values)]
+    return _originals["call_flat"](function, tensor_inputs, captured_inputs)
 
-    The body of a nested `tf.function` does not count: its trace is cached by its owner and must
-    not hold tensors of the solver.
-    """
-    while graph is not ancestor:
-        if not isinstance(graph, _ControlFlowGraph):
-            return False
-        graph = graph.outer_graph
-    return True
+
+def _gradients(ys, xs, *args, **kwargs):
+    """`tf.gradients` for variables and eager tensors: for their values."""
+    if _active.stack and _current() is not None:
+        graph = tf.compat.v1.get_default_graph()
+
+        def inside(x):
+            value = _value_of(x) if is_variable(x) or is_eager(x) else None
+            return x if value is None else graph.capture(value)
+
+        xs = tf.nest.map_structure(inside, xs)
+    return _originals["gradients"](ys, xs, *args, **kwargs)
+
+
+def _custom_gradient(function, args, kwargs):
+    """Custom gradients in graphs, which take no keywords by themselves, as eager ones do."""
+    if kwargs and _active.stack and _current() is not None:
+        return _originals["custom_gradient"](functools.partial(function, **kwargs), args, {})
+    return _originals["custom_gradient"](function, args, kwargs)
+
+
+#: What is replaced: (owner, name of the attribute, what stands in its place).
+_PATCHES = {
+    "handle": (_Variable, "handle", property(_handle)),
+    "read": (_Variable, "_read_variable_op", _read),
+    "sparse_read": (_Variable, "sparse_read", _sparse_read),
+    "gather_nd": (_Variable, "gather_nd", _gather_nd),
+    "capture": (func_graph.FuncGraph, "capture", _capture),
+    "function": (polymorphic_function.Function, "__call__", _call_function),
+    "call_flat": (concrete_function.ConcreteFunction, "_call_flat", _call_flat),
+    "gradients": (gradients_util, "_GradientsHelper", _gradients),
+    "custom_gradient": (custom_gradient, "_graph_mode_decorator", _custom_gradient),
+}
+
+
+def _install():
+    """Puts the replacements in place, once, and tries them."""
+    with _lock:
+        if _originals:
+            return
+        found = {}
+        for key, (owner, name, _) in _PATCHES.items():
+            original = inspect.getattr_static(owner, name, None)
+            if original is None:
+                raise _incompatible(f"{owner.__name__} has no attribute {name!r}")
+            # Of an earlier import of this module, which was reloaded.
+            found[key] = getattr(owner, "_tfsymadj_originals", {}).get(name, original)
+        for key, (owner, name, replacement) in _PATCHES.items():
+            kept = dict(owner.__dict__.get("_tfsymadj_originals", {}))
+            owner._tfsymadj_originals = kept | {name: found[key]}
+            setattr(owner, name, replacement)
+        _originals.update(found)
+    try:
+        problem = _self_test()
+    except Exception as error:
+        raise _incompatible(f"{type(error).__name__}: {error}") from error
+    if problem:
+        raise _incompatible(problem)
+
+
+def _incompatible(problem):
+    return ImportError(
+        "tfsymadj redirects variable reads in a way that this version of TensorFlow does not "
+        "support. Install a version of TensorFlow that is tested with it, see its documentation. "
+        f"Received: TensorFlow {tf.__version__}: {problem}"
+    )
+
+
+def _self_test():
+    """What is wrong, or None."""
+    with tf.init_scope():
+        variable = tf.Variable(1.0)
+        tensor = tf.constant(1.0)
+
+    def compute(two, five):
+        values = {storage(variable): two, storage(tensor): five}
+        with tf.GradientTape() as outer:
+            outer.watch([two, five])
+            with substituted(lambda x: values.get(storage(x))):
+                with tf.GradientTape() as inner:
+                    y = variable * tensor * tensor
+                inside = inner.gradient(y, variable)
+        return y, inside, outer.gradient(y, [two, five])
+
+    with tf.init_scope(), recording(True):
+        function = tf.function(compute, autograph=False)
+        results = tf.nest.flatten(function(tf.constant(2.0), tf.constant(5.0)))
+        results = [float(x) for x in results]
+    expected = [50.0, 25.0, 25.0, 20.0]
+    return None if results == expected else f"a test gave {results} in place of {expected}"
 
 
 @contextlib.contextmanager
-def substituted(substitute):
-    """Lets `substitute` answer variable reads and captures of eager tensors in the current graph.
+def substituted(find):
+    """Lets `find` answer variable reads and captures of eager tensors in the current graph.
 
     Args:
-        substitute: callable from a `tf.Variable` or an eager tensor to a tensor of an outer graph,
-            or to None for what TensorFlow does by itself.
+        find: see `Substitution`.
     """
-    _substitutions.stack.append((tf.compat.v1.get_default_graph(), substitute))
+    _install()
+    _active.stack.append(Substitution(find))
     try:
         yield
     finally:
-        _substitutions.stack.pop()
+        _active.stack.pop()
 
 
 def storage(x):
     """What identifies a tensor, or a variable: its resource handle, whatever object wraps it."""
-    return id(x.handle) if is_variable(x) else id(x)
+    return id(x._handle) if is_variable(x) else id(x)
 
 
 def is_variable(x):
     """Whether `x` is a resource variable (one replica's, under `tf.distribute`)."""
     return isinstance(x, _Variable)
+
+
+def is_eager(x):
+    """Whether `x` is an eager tensor of numbers, not a handle."""
+    return isinstance(x, ops.EagerTensor) and x.dtype not in (tf.resource, tf.variant)
+
+
+def holds_numbers(handle):
+    """Whether a resource is that of a variable with floating or complex numbers."""
+    data = getattr(handle, "_handle_data", None)
+    if data is None or not data.is_set:
+        return False
+    dtype = tf.as_dtype(data.shape_and_type[0].dtype)
+    return dtype.is_floating or dtype.is_complex

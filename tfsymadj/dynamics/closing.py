@@ -20,22 +20,54 @@ class ClosedDynamics:
         captured: the floating and complex tensors, other than `t` and `ys`, that the dynamics
             depend on: values of trainable variables, and whatever they close over.
         variables: trainable variables whose read could not be replaced by a value (inside of a
-            `tf.function` or a SavedModel traced before). They are differentiated through
-            `variables=` of `tf.custom_gradient`.
+            SavedModel or a concrete function).
+        unseen: all variables read so, those that are not trained included.
         live: indices of the parts of the state that the dynamics depend on. The others are mere
             integrals along the solution: a backward pass needs no values of them.
     """
 
-    def __init__(self, function, captured, variables, substitute, live):
+    def __init__(self, function, captured, variables, unseen, substitute, live):
         self._function = function
         self._substitute = substitute
         self.captured = captured
         self.variables = variables
+        self.unseen = unseen
         self.live = live
 
     def __call__(self, t, ys):
         with _platform.substituted(self._substitute):
             return self._function(t, list(ys))
+
+    def apart(self, t, ys):
+        """An evaluation in a graph of its own, into which the tapes of the caller can't see.
+
+        A tensor that both the caller and a tape inside of the dynamics watch would be counted
+        twice: as what the dynamics read, and as the value that it was brought in as.
+        """
+        if _platform.in_control_flow():
+            return self(t, ys)
+        _, slopes = tf.while_loop(
+            lambda pending, _: pending,
+            lambda _, __: (tf.constant(False), self(t, ys)),
+            (tf.constant(True), [tf.zeros_like(y) for y in ys]),
+            maximum_iterations=1,
+            name="evaluation",
+        )
+        return slopes
+
+    def snapshot(self):
+        """The values of what can't be given its value when it is evaluated again."""
+        return [tf.stop_gradient(v) for v in self.unseen]
+
+    def unchanged(self, snapshot):
+        """Whether another evaluation would see the values of a snapshot, a boolean scalar."""
+        same = tf.constant(True)
+        for v, before in zip(self.unseen, snapshot):
+            equal = tf.equal(tf.stop_gradient(v), before)
+            if before.dtype.is_floating:  # NaN does not equal NaN
+                equal = tf.logical_or(equal, tf.math.is_nan(before))
+            same = tf.logical_and(same, tf.reduce_all(equal))
+        return same
 
     def vjp(self, t, ys, cotangents, variables=(), with_values=False):
         """One evaluation under a tape of its own, and its vector-Jacobian product.
@@ -52,10 +84,12 @@ class ClosedDynamics:
             don't depend on an input; `dt` and `values` are None without `with_values`.
         """
         sources = [*ys, *self.captured, *variables, *([t] if with_values else [])]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(sources)
-            values = self(t, ys)
-        gradients = tape.gradient(values, sources, output_gradients=cotangents)
+        # Custom gradients of the dynamics read variables when the gradient is computed.
+        with _platform.substituted(self._substitute):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                values = self._function(t, list(ys))
+            gradients = tape.gradient(values, sources, output_gradients=cotangents)
         gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
         n, m = len(ys), len(ys) + len(self.captured)
         dt = gradients.pop() if with_values else None
@@ -64,6 +98,59 @@ class ClosedDynamics:
             for g, y in zip(gradients[:n], ys)
         ]
         return dys, dt, gradients[n:m], gradients[m:], values if with_values else None
+
+
+class _Inputs:
+    """What the dynamics read, brought into the graph of the solve as tensors.
+
+    Args:
+        frozen: storages of Keras variables that are not trained.
+    """
+
+    def __init__(self, frozen):
+        self.frozen = frozen
+        self._graph = tf.compat.v1.get_default_graph()
+        self._paused = _platform.recording_is_paused()
+        self._brought = {}  # storage -> (variable or eager tensor, its value)
+        self._constant = set()
+        self._complete = False
+
+    def is_trained(self, variable):
+        """Whether a variable gets a gradient: also one that is frozen, if somebody watches it."""
+        trained = variable.trainable and _platform.storage(variable) not in self.frozen
+        return trained or _platform.is_watched(variable)
+
+    def value(self, x):
+        """The value of a variable or an eager tensor."""
+        key = _platform.storage(x)
+        if key not in self._brought:
+            if self._complete:
+                return self._late(x)
+            constant = _platform.is_variable(x) and not self.is_trained(x)
+            # Recorded like the solve itself, also if the dynamics read it in `tf.stop_gradient`.
+            with self._graph.as_default(), _platform.recording(not self._paused):
+                # TensorFlow looks for variables behind the outputs by itself.
+                value = tf.stop_gradient(x) if constant else tf.identity(x)
+            self._brought[key] = x, value
+            if constant:
+                self._constant.add(id(value))
+        return self._brought[key][1]
+
+    def is_constant(self, tensor):
+        """Whether a tensor is the value of a variable that is not trained."""
+        return id(tensor) in self._constant
+
+    def complete(self):
+        """From now on the dynamics read nothing else."""
+        self._complete = True
+
+    def _late(self, x):
+        if _platform.is_variable(x) and self.is_trained(x):
+            raise ValueError(
+                "`dynamics` must use the same variables at each call, but a later call read one "
+                f"that the first did not. Received: {x.name}"
+            )
+        return None
 
 
 def close(function, ys, owner=None):
@@ -80,25 +167,54 @@ def close(function, ys, owner=None):
     Raises:
         ValueError: if the dynamics are not reproducible.
     """
-    outer = tf.compat.v1.get_default_graph()
-    brought = {}  # storage -> (variable or eager tensor, its value in the graph of the solve)
-    frozen = contents.frozen_storages(owner)
+    inputs = _Inputs(contents.frozen_storages(owner))
     losses = contents.losses(owner)
+    graph = _traced(function, ys, inputs)
+    contents.refuse_losses(owner, losses)
+    inputs.frozen = contents.frozen_storages(owner)  # of layers that the trace built, too
+    inputs.complete()
+    captured = [
+        tensor
+        for tensor, _ in graph.captures
+        if (tensor.dtype.is_floating or tensor.dtype.is_complex) and not inputs.is_constant(tensor)
+    ]
+    unseen = _unseen_reads(graph)
+    variables = [v for v in unseen if inputs.is_trained(v)]
+    if variables and _platform.in_control_flow():
+        names = ", ".join(v.name for v in variables)
+        raise ValueError(
+            "`dynamics` read variables inside of a SavedModel or a concrete function, which "
+            "has no gradient where the solve itself is in the body of a loop or a branch "
+            "(`tf.while_loop`, `tf.map_fn`, `tf.cond`, `keras.layers.RNN`). Use the Python "
+            f"function itself. Received: variables {names}"
+        )
+    live = _dependencies(graph, ys)
+    return ClosedDynamics(function, captured, variables, unseen, inputs.value, live)
 
-    def is_trained(variable):
-        return variable.trainable and _platform.storage(variable) not in frozen
 
-    def bring(x):
-        key = _platform.storage(x)
-        if key not in brought:
-            constant = _platform.is_variable(x) and not is_trained(x)
-            with outer.as_default():
-                # `tf.custom_gradient` looks for variables behind the outputs by itself.
-                brought[key] = x, tf.stop_gradient(x) if constant else tf.identity(x)
-        return brought[key][1]
+def _unseen_reads(graph):
+    """The variables that the traced dynamics read by their handles.
+
+    Raises:
+        ValueError: where there is a handle of numbers, but no variable to be found.
+    """
+    handles = {id(x): x for x, _ in graph.captures if x.dtype == tf.resource}
+    variables = [v for v in graph.variables if handles.pop(_platform.storage(v), None) is not None]
+    for handle in handles.values():
+        if _platform.holds_numbers(handle):
+            raise ValueError(
+                "`dynamics` must not read a variable by raw operations on its handle, or its "
+                "gradient would be missing; use the variable itself, `tf.gather` or the like. "
+                f"Received: {handle}"
+            )
+    return variables
+
+
+def _traced(function, ys, inputs):
+    """The graph of the dynamics, the same whenever they are traced."""
 
     def trace(t, *states):
-        with _platform.substituted(bring):
+        with _platform.substituted(inputs.value):
             return function(t, list(states))
 
     # Not the function's own shapes: a loop's state may have lost static dimensions.
@@ -115,55 +231,20 @@ def close(function, ys, owner=None):
         # A first trace may differ: it builds layers and fills caches.
         before, (graph, content) = content, traced()
         if content == before:
-            break
-    else:
-        changed = sorted({op for op, _ in (content - before) + (before - content)})
-        raise ValueError(
-            "`dynamics` must give the same result whenever they are evaluated at the same point, "
-            "or the gradient would be wrong; but each trace of them differs from the one before: "
-            "they use a Python counter, or numbers drawn by `random` or NumPy. Draw them once "
-            "outside of the solve and pass them through `args`. "
-            f"Received: operations that change: {', '.join(changed)}"
-        )
-    contents.refuse_losses(owner, losses)
-    frozen = contents.frozen_storages(owner)  # of layers that the trace built, too
-
-    live = _dependencies(graph, len(ys))
-    constant = {
-        id(value) for x, value in brought.values() if _platform.is_variable(x) and not is_trained(x)
-    }
-    captured = [
-        tensor
-        for tensor, _ in graph.captures
-        if (tensor.dtype.is_floating or tensor.dtype.is_complex) and id(tensor) not in constant
-    ]
-    variables = [v for v in graph.variables if is_trained(v)]
-    if variables and _platform.in_control_flow():
-        names = ", ".join(v.name for v in variables)
-        raise ValueError(
-            "`dynamics` read variables inside of a `tf.function` or SavedModel of their own, which "
-            "has no gradient where the solve itself is in the body of a loop or a branch "
-            "(`tf.while_loop`, `tf.map_fn`, `tf.cond`, `keras.layers.RNN`). Use the Python "
-            f"function without `tf.function`. Received: variables {names}"
-        )
-
-    def substitute(x):
-        known = brought.get(_platform.storage(x))
-        if known is not None:
-            return known[1]
-        if _platform.is_variable(x) and is_trained(x):
-            raise ValueError(
-                "`dynamics` must use the same variables at each call, but a later call read one "
-                f"that the first did not. Received: {x.name}"
-            )
-        return None
-
-    return ClosedDynamics(function, captured, variables, substitute, live)
+            return graph
+    changed = sorted({op for op, _ in (content - before) + (before - content)})
+    raise ValueError(
+        "`dynamics` must give the same result whenever they are evaluated at the same point, "
+        "or the gradient would be wrong; but each trace of them differs from the one before: "
+        "they use a Python counter, or numbers drawn by `random` or NumPy. Draw them once "
+        "outside of the solve and pass them through `args`. "
+        f"Received: operations that change: {', '.join(changed)}"
+    )
 
 
-def _dependencies(graph, count):
-    """Which of the last `count` explicit inputs of a traced function its outputs depend on."""
-    states = {id(x): i for i, x in enumerate(graph.inputs[1 : count + 1])}
+def _dependencies(graph, ys):
+    """Indices of the parts of the state that the outputs of the traced dynamics depend on."""
+    states = {id(x): i for i, x in enumerate(graph.inputs[1 : len(ys) + 1])}
     waiting, seen, found = list(graph.outputs), set(), set()
     while waiting:
         tensor = waiting.pop()

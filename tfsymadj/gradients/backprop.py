@@ -1,7 +1,10 @@
 """Naive back-propagation through the solver's loop."""
 
+import dataclasses
+
 import tensorflow as tf
 
+from tfsymadj import _platform
 from tfsymadj.gradients.gradient import Gradient, Solved
 from tfsymadj.integrate import integrate, poison
 
@@ -18,7 +21,7 @@ class Backprop(Gradient):
     """
 
     def solve(self, problem):
-        result = integrate(problem)
+        result = integrate(dataclasses.replace(problem, dynamics=problem.dynamics.apart))
         return Solved(
             _fail_gradients(result.ys, result.status, problem),
             result.status,
@@ -32,13 +35,9 @@ class Backprop(Gradient):
 
 def _fail_gradients(ys, status, problem):
     """`ys`; if the solve failed, every gradient that passes through them becomes NaN."""
+    inputs = [*problem.ys, problem.ts, *problem.dynamics.captured]
 
-    @tf.custom_gradient
-    def guard(ys, inputs):
-        def backward(*cotangents):
-            zeros = [tf.zeros_like(x) for x in inputs]
-            return poison(cotangents, status), poison(zeros, status)
+    def backward(cotangents):
+        return poison([*cotangents, *(tf.zeros_like(x) for x in inputs)], status)
 
-        return [tf.identity(y) for y in ys], backward
-
-    return guard(ys, [*problem.ys, problem.ts, *problem.dynamics.captured])
+    return _platform.with_gradient([tf.identity(y) for y in ys], [*ys, *inputs], backward)

@@ -1,10 +1,10 @@
 """What the gradient methods have in common that evaluate the dynamics again."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfsymadj import _platform
 from tfsymadj.gradients.gradient import Gradient, Solved
 from tfsymadj.integrate import integrate, poison
 
@@ -16,7 +16,7 @@ class InputGradients(NamedTuple):
         ys: for the initial state.
         ts: for the output times, or None.
         captured: for the captured inputs of the dynamics.
-        variables: for the variables that TensorFlow asks for.
+        variables: for the variables of the dynamics that are read by TensorFlow itself.
     """
 
     ys: list
@@ -53,34 +53,21 @@ class Recomputing(Gradient):
 
     def solve(self, problem):
         recording = self.recording(problem)
-        size = len(problem.ys)
-        captured = problem.dynamics.captured
-        results = []
+        variables = problem.dynamics.variables
+        snapshot = problem.dynamics.snapshot()
+        integral = integrate(problem, recording)
 
-        @tf.custom_gradient
-        def run(*inputs):
-            # `captured` is listed so that its gradients are asked for; the dynamics hold the
-            # tensors themselves.
-            here = dataclasses.replace(problem, ys=list(inputs[:size]), ts=inputs[size])
-            integral = integrate(here, recording)
-            results[:] = [integral]
+        def backward(cotangents):
+            with tf.name_scope(type(self).__name__):
+                found = self.backward(problem, recording, integral, variables, cotangents)
+            found = [*found.ys, found.ts, *found.captured, *found.variables]
+            found = poison(found, integral.status)
+            return _refuse_changes(problem.dynamics, snapshot, found) if snapshot else found
 
-            def backward(*cotangents, variables=()):
-                variables = list(variables or ())
-                with tf.name_scope(type(self).__name__):
-                    gradients = self.backward(here, recording, integral, variables, cotangents)
-                found = [*gradients.ys, gradients.ts, *gradients.captured]
-                found = poison(found, integral.status)
-                if not variables:
-                    return found
-                return found, poison(gradients.variables, integral.status)
-
-            return tuple(integral.ys), backward
-
-        ys = run(*problem.ys, problem.ts, *captured)
-        (integral,) = results
+        inputs = [*problem.ys, problem.ts, *problem.dynamics.captured, *variables]
+        ys = _platform.with_gradient(integral.ys, inputs, backward)
         return Solved(
-            list(ys),
+            ys,
             integral.status,
             integral.time,
             integral.num_steps,
@@ -88,6 +75,20 @@ class Recomputing(Gradient):
             integral.num_evaluations,
             self.backward_evaluations(problem, recording, integral),
         )
+
+
+def _refuse_changes(dynamics, snapshot, gradients):
+    """The gradients, if another evaluation is one of the same function; NaN under XLA."""
+    unchanged = dynamics.unchanged(snapshot)
+    message = (
+        "Variables were assigned between a solve and its gradient, whose `dynamics` read them "
+        "inside of a SavedModel or a concrete function: the gradient would be that of other "
+        "values. Compute the gradient before the assignment, or use the Python function itself. "
+        f"Received: variables {', '.join(v.name for v in dynamics.unseen)}"
+    )
+    with tf.control_dependencies([tf.debugging.Assert(unchanged, [message])]):
+        nan = tf.where(unchanged, 0.0, float("nan"))
+        return [None if g is None else g + tf.cast(nan, g.dtype) for g in gradients]
 
 
 def accumulator(x):
