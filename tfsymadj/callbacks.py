@@ -171,7 +171,7 @@ class KeepWeights(keras.callbacks.Callback):
                 metric.reset_state()
         self._undone += 1
         self._in_a_row += 1
-        reason = "; ".join(reasons) or "a weight was not finite, though no solve failed"
+        reason = "; ".join(reasons) or "a weight was not finite, though no `ODELayer` failed"
         _log.warning("The training step that ended with batch %d was undone: %s", batch, reason)
         if self._in_a_row == self.patience:
             _log.warning("Training is stopped after %d such steps in a row", self.patience)

@@ -8,7 +8,8 @@
 * `variables`: nor has Keras one to say "this `tf.Variable`, which somebody else made, is one of the
   layer's variables".
 * `layers`: nor has Keras one to walk through all the layers in a layer; and `layer.losses`, which
-  holds the regularizers of weights as well, can't be taken from; nor a way to ask for the mask that comes with a tensor.
+  holds the regularizers of weights as well, can't be taken from; nor can a tensor be asked for
+  the mask that comes with it.
 
 What is redirected is so from the first solve on, and only where a thread traces dynamics.
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
