@@ -488,6 +488,15 @@ class Last(keras.layers.Layer):
         return last_of(y, mask)
 
 
+class Narrow(keras.layers.Layer):
+    """Without the time that `ConcatTime` appends."""
+
+    supports_masking = True
+
+    def call(self, y):
+        return y[..., :2]
+
+
 class LastWithTime(Last):
     def call(self, t, y, args=None, mask=None):
         return super().call(y, mask)
@@ -506,8 +515,20 @@ def functional_of(layer, time):
         lambda: keras.Sequential([Last()]),
         lambda: functional_of(Last(), False),
         lambda: functional_of(Last(), True),
+        lambda: ConcatTime(keras.Sequential([Last(), Narrow()])),
+        lambda: TimeSequential([LastWithTime(), ConcatTime(Narrow())]),
+        lambda: RescaledTime(keras.Sequential([Last()])),
     ],
-    ids=["layer", "time", "sequential", "functional", "functional time"],
+    ids=[
+        "layer",
+        "time",
+        "sequential",
+        "functional",
+        "functional time",
+        "concat",
+        "chain",
+        "rescaled",
+    ],
 )
 @pytest.mark.parametrize("how", ["attached", "given", "symbolic"])
 @pytest.mark.filterwarnings("error")
@@ -515,13 +536,15 @@ def test_masks_reach_the_dynamics(make, how):
     x = np.zeros((2, 3, 2), "float32")
     x[0, :2], x[1, :1] = [[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]]
     layer = ODELayer(make(), method="euler", num_steps=1)
+    args = tf.ones([2]) if isinstance(layer.dynamics, RescaledTime) else ()
     if how == "attached":
-        y = layer(keras.layers.Masking()(x))
+        y = layer(keras.layers.Masking()(x), args=args)
     elif how == "given":
-        y = layer(x, mask=tf.constant([[True, True, False], [True, False, False]]))
+        mask = tf.constant([[True, True, False], [True, False, False]])
+        y = layer(x, mask=mask, args=args)
     else:
         inputs = keras.Input((3, 2))
-        y = keras.Model(inputs, layer(keras.layers.Masking()(inputs)))(x)
+        y = keras.Model(inputs, layer(keras.layers.Masking()(inputs), args=args))(x)
     np.testing.assert_array_equal(y[:, 2], [[3.0, 4.0], [5.0, 6.0]])
 
 

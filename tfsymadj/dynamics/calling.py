@@ -118,6 +118,13 @@ def variables(dynamics, y, args, autonomous):
         return evaluate.get_concrete_function(t, y, args).graph.variables
 
 
+def takes(dynamics, name):
+    """Whether the dynamics are a Keras layer whose `call` has an argument of this name."""
+    return isinstance(dynamics, keras.Layer) and (
+        name in inspect.signature(dynamics.call).parameters
+    )
+
+
 def is_autonomous(dynamics, args, autonomous, y=None):
     """Whether the dynamics are called without the time.
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import re
 import warnings
 
 import keras
@@ -141,8 +142,8 @@ class ODELayer(keras.Layer):
         self._infer = None
         self._infers = False
         self._status_counts = lambda: None
-        takes = inspect.signature(dynamics.call).parameters if self.layers else ()
-        self._takes_training, self._takes_mask = "training" in takes, "mask" in takes
+        self._takes_training = calling.takes(dynamics, "training")
+        self._takes_mask = calling.takes(dynamics, "mask")
 
     @property
     def layers(self):
@@ -267,8 +268,9 @@ class ODELayer(keras.Layer):
     def _unwarned(self):
         """Without Keras' warning that models lose masks: the layer itself hands it on."""
         with warnings.catch_warnings():
-            message = f"Layer {self.dynamics.name!r} .* was passed an input with a mask"
-            warnings.filterwarnings("ignore", message)
+            name = re.escape(repr(self.dynamics.name))
+            which = rf"({name}.*|.*\(of type (Sequential|Functional)\))"
+            warnings.filterwarnings("ignore", f"Layer {which} was passed an input with a mask")
             yield
 
     def _is_autonomous(self, y, args):

@@ -19,6 +19,11 @@ def beside(t, y):
     return tf.reshape(tf.cast(t, y.dtype), [-1, *[1] * (y.shape.rank - 1)])
 
 
+def _masked(layer, mask):
+    """The keyword by which a layer gets the mask of a state, if it takes one."""
+    return {"mask": mask} if mask is not None and calling.takes(layer, "mask") else {}
+
+
 @keras.saving.register_keras_serializable(package="tfsymadj")
 class ConcatTime(keras.Layer):
     """Appends the time to the last axis of its input, as a feature or a channel.
@@ -43,6 +48,7 @@ class ConcatTime(keras.Layer):
 
     def __init__(self, layer, **kwargs):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.layer = layer
 
     @property
@@ -56,14 +62,14 @@ class ConcatTime(keras.Layer):
     def _longer(self, shape, dtype):
         return keras.KerasTensor((*shape[:-1], shape[-1] + 1), dtype)
 
-    def call(self, t, y):
+    def call(self, t, y, mask=None):
         column = beside(t, y) * tf.ones_like(y[..., :1])
-        return self.layer(tf.concat([y, column], -1))
+        return self.layer(tf.concat([y, column], -1), **_masked(self.layer, mask))
 
     def compute_output_shape(self, t_shape, y_shape):
         return self.layer.compute_output_spec(self._longer(y_shape, self.compute_dtype)).shape
 
-    def compute_output_spec(self, t, y):
+    def compute_output_spec(self, t, y, mask=None):
         return self.layer.compute_output_spec(self._longer(y.shape, y.dtype))
 
     def get_config(self):
@@ -166,6 +172,7 @@ class TimeSequential(keras.Layer):
         super().__init__(**kwargs)
         if not layers:
             raise ValueError(f"`layers` must hold at least one layer. Received: {layers!r}")
+        self.supports_masking = True
         self.layers = list(layers)
 
     def build(self, t_shape, y_shape):
@@ -177,15 +184,15 @@ class TimeSequential(keras.Layer):
     def _specs(self, *shapes):
         return [keras.KerasTensor(shape, self.compute_dtype) for shape in shapes]
 
-    def call(self, t, y):
+    def call(self, t, y, mask=None):
         for layer in self.layers:
-            y = layer(t, y)
+            y = layer(t, y, **_masked(layer, mask))
         return tf.cast(y, self.compute_dtype)  # the layers have dtypes of their own
 
     def compute_output_shape(self, t_shape, y_shape):
         return self.compute_output_spec(*self._specs(t_shape, y_shape)).shape
 
-    def compute_output_spec(self, t, y):
+    def compute_output_spec(self, t, y, mask=None):
         for layer in self.layers:
             y = layer.compute_output_spec(t, y)
         return keras.KerasTensor(y.shape, self.compute_dtype)
@@ -241,6 +248,7 @@ class RescaledTime(keras.Layer):
         super().__init__(**kwargs)
         if not callable(dynamics):
             raise TypeError(f"`dynamics` must be callable. Received: {dynamics!r}")
+        self.supports_masking = True
         self.dynamics = dynamics
         self.autonomous = autonomous
 
@@ -255,13 +263,14 @@ class RescaledTime(keras.Layer):
         )
         calling.build(self.dynamics, y, (), self._is_autonomous(y))
 
-    def call(self, s, y, duration, start=None):
+    def call(self, s, y, duration, start=None, mask=None):
         like = tf.nest.flatten(y)[0]
         duration = beside(duration, like)
         t = beside(s, like) * duration
         if start is not None:
             t = t + beside(start, like)
-        slopes = calling.call(self.dynamics, t, y, (), self._is_autonomous(y))
+        keywords = _masked(self.dynamics, mask)
+        slopes = calling.call(self.dynamics, t, y, (), self._is_autonomous(y), **keywords)
         return tf.nest.map_structure(lambda k: beside(duration, k) * k, slopes)
 
     def _is_autonomous(self, y):
@@ -270,7 +279,7 @@ class RescaledTime(keras.Layer):
     def compute_output_shape(self, s_shape, y_shape, duration_shape=None, start_shape=None):
         return y_shape
 
-    def compute_output_spec(self, s, y, duration, start=None):
+    def compute_output_spec(self, s, y, duration, start=None, mask=None):
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), y)
 
     def get_config(self):
