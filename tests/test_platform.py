@@ -364,14 +364,3 @@ def test_masks_of_tensors():
     assert _platform.mask_of(x) is None
     outputs = keras.layers.Dense(1)(_platform.with_mask(x, mask))
     np.testing.assert_array_equal(_platform.mask_of(outputs), mask)
-
-
-@pytest.mark.parametrize("quiet", [False, True])
-def test_warnings_of_frequent_retracing(quiet, caplog):
-    def traced_once():
-        function = tf.function(lambda x: x)
-        (_platform.quietly_traced(function) if quiet else function)(1.0)
-
-    for _ in range(8):
-        traced_once()
-    assert ("retracing" in caplog.text) is not quiet

@@ -1,15 +1,13 @@
 """`solve` and `odeint`: checks the arguments, turns names into objects, compiles eager calls."""
 
 import math
-import threading
 import warnings
-import weakref
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj import _platform
+from tfsymadj import compiled
 from tfsymadj.controllers import (
     ConstantSteps,
     Controller,
@@ -17,8 +15,9 @@ from tfsymadj.controllers import (
     attainable,
     tolerance_of,
 )
-from tfsymadj.dynamics import calling, contents
+from tfsymadj.dynamics import calling
 from tfsymadj.dynamics.closing import close
+from tfsymadj.dynamics.identity import Contents
 from tfsymadj.gradients import get_gradient
 from tfsymadj.integrate import Problem
 from tfsymadj.solution import MESSAGES, Solution, Stats, Status
@@ -113,11 +112,11 @@ def solve(
         calling.build(dynamics, state, args, options.autonomous)
 
     if tf.executing_eagerly():
-        solution = _solve_compiled(dynamics, state, times, args, options)
+        solution = _solve_eagerly(dynamics, state, times, args, options)
         if on_failure == "raise":
             _raise_failure(*solution)
         return solution[0]
-    solution, time = _solve(lambda: dynamics, state, times, args, options)
+    solution, time = _solve(calling.reference(dynamics), state, times, args, options)
     if on_failure == "raise":
         solution = _assert_success(solution, time)
     return solution
@@ -168,30 +167,30 @@ class _Options:
         return (
             self.tableau, repr(self.first_step), self.min_step, self.max_steps, self.gradient,
             self.autonomous, self.with_time, type(self.controller),
-            contents.fingerprint(vars(self.controller)),
+            Contents(vars(self.controller)).key,
         )  # fmt: skip
 
 
-def _solve(reference, state, times, args, options, num_steps=None):
+def _solve(dynamics, state, times, args, options, num_steps=None, caller=None):
     """Traces one solve into the current graph; returns the solution and the time it ended at.
 
     Args:
-        reference: callable that returns the dynamics. TensorFlow keeps gradient functions for
-            ever, so that an eager solve must not hold the dynamics themselves.
+        dynamics: callable that returns the dynamics, which a compiled eager solve must not hold.
         state: nest of tensors.
         times: float64 vector.
         args: tuple of nests of tensors.
         options: `_Options`.
         num_steps: number of steps as an int32 scalar, where an eager caller knows it.
+        caller: see `dynamics.closing.close`.
     """
     ys = tf.nest.flatten(state)
-    function = calling.as_function(reference, state, args, options.autonomous)
+    function = calling.as_function(dynamics, state, args, options.autonomous)
     steps = _as_count(options.controller.num_steps(times))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
         steps = num_steps
     known = steps is not None
     problem = Problem(
-        dynamics=close(function, ys, owner=reference()),
+        dynamics=close(function, ys, owner=dynamics(), caller=caller),
         ys=ys,
         ts=times,
         tableau=options.tableau,
@@ -218,42 +217,17 @@ def _solve(reference, state, times, args, options, num_steps=None):
     return solution, solved.time
 
 
-# Compiled eager solves: owner of the dynamics -> {key: tf.function}.
-_compiled = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
-
-
-def _solve_compiled(dynamics, state, times, args, options):
-    """An eager solve as a compiled function: only so does a custom gradient save memory."""
+def _solve_eagerly(dynamics, state, times, args, options):
+    """The same as a compiled function: only so does a custom gradient save memory."""
+    inputs = {"state": state, "times": times, "args": args}
     steps = options.controller.num_steps(times)
     if steps is not None:
-        steps = tf.constant(_as_count(int(steps)), tf.int32)
-    # Ranks and dtypes too: a trace is relaxed to unknown sizes, but not to unknown ranks.
-    kinds = tuple((x.dtype, x.shape.rank) for x in tf.nest.flatten((state, args)))
-    key = (options.key, kinds, contents.fingerprint(dynamics))
-    with _lock:
-        try:
-            functions = _compiled.setdefault(contents.owner(dynamics), {})
-        except TypeError:  # can't be referenced weakly or hashed: compiled for this call only
-            functions = {}
-        function = functions.get(key)
-        if function is None:
-            function = functions[key] = _compile(dynamics, options)
-    if tf.config.functions_run_eagerly():  # a switch for debugging, which would save no memory
-        function = function.get_concrete_function(state, times, args, steps)
-    return function(state, times, args, steps)
+        inputs["num_steps"] = tf.constant(_as_count(int(steps)), tf.int32)
 
+    def function(caller, inputs):
+        return _solve(caller.dynamics, options=options, caller=caller, **inputs)
 
-def _compile(dynamics, options):
-    # The compiled function must not keep the dynamics alive, or the weak cache would leak.
-    reference = contents.weakly(dynamics)
-
-    @_platform.quietly_traced
-    @tf.function(autograph=False, reduce_retracing=True)
-    def compiled_solve(state, times, args, steps):
-        return _solve(reference, state, times, args, options, steps)
-
-    return compiled_solve
+    return compiled.solve(function, dynamics, inputs, options.key)
 
 
 def _as_state(y0):

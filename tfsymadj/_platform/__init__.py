@@ -4,20 +4,28 @@
   variable's read, or an eager tensor that it closes over, be that tensor of this graph".
 * `gradients`: nor one for custom gradients that are forgotten with their graph.
 * `graphs`, `tapes`: nor to ask where operations are traced to, or what tapes have seen.
-* `functions`: nor to say that many functions of one piece of code are no mistake.
+* `functions`: nor to call a trace with other captured tensors than its own.
+* `shapes`: nor to notice that Python looks at a size that is not known.
+* `keras_state`: Keras has no public way to call a layer later as it would be called now.
+* `layers`: nor one to walk through all the layers in a layer; `layer.losses`, which holds the
+  regularizers of weights as well, can't be taken from, and no tensor asked for its mask.
 * `variables`: nor has Keras one to say "this `tf.Variable`, which somebody else made, is one of the
   layer's variables".
-* `layers`: nor has Keras one to walk through all the layers in a layer; and `layer.losses`, which
-  holds the regularizers of weights as well, can't be taken from; nor can a tensor be asked for
-  the mask that comes with it.
 
 What is redirected is so from the first solve on, and only where a thread traces dynamics.
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
 """
 
-from tfsymadj._platform.functions import quietly_traced
+from tfsymadj._platform.functions import (
+    LOCKS,
+    ConcreteFunction,
+    TracedFunction,
+    call,
+    forget_variables,
+)
 from tfsymadj._platform.gradients import with_gradient
 from tfsymadj._platform.graphs import in_control_flow, in_function_graph, is_stateful
+from tfsymadj._platform.keras_state import CallState, call_arguments, stateless_scope
 from tfsymadj._platform.layers import (
     collected_losses,
     drop_loss,
@@ -26,7 +34,15 @@ from tfsymadj._platform.layers import (
     parts,
     with_mask,
 )
-from tfsymadj._platform.reads import holds_numbers, is_eager, is_variable, storage, substituted
+from tfsymadj._platform.reads import (
+    holds_numbers,
+    is_eager,
+    is_kept_by_value,
+    is_variable,
+    storage,
+    substituted,
+)
+from tfsymadj._platform.shapes import watched_shapes
 from tfsymadj._platform.tapes import (
     accessed,
     is_watched,
@@ -38,27 +54,36 @@ from tfsymadj._platform.tapes import (
 from tfsymadj._platform.variables import adopted
 
 __all__ = [
+    "CallState",
+    "ConcreteFunction",
+    "LOCKS",
+    "TracedFunction",
     "accessed",
     "adopted",
+    "call",
+    "call_arguments",
     "collected_losses",
     "drop_loss",
+    "forget_variables",
     "holds_numbers",
     "in_control_flow",
     "in_function_graph",
     "is_built",
     "is_eager",
+    "is_kept_by_value",
     "is_stateful",
     "is_variable",
     "is_watched",
     "mask_of",
     "parts",
-    "quietly_traced",
     "recording",
     "recording_is_paused",
     "recording_tapes",
+    "stateless_scope",
     "storage",
     "substituted",
     "tapes_record",
+    "watched_shapes",
     "with_gradient",
     "with_mask",
 ]

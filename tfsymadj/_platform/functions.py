@@ -1,11 +1,28 @@
-"""What `tf.function`s say about themselves."""
+"""Traced functions: their types, and calls with other captured tensors than those of the trace."""
+
+import threading
+
+from tensorflow.python.eager.polymorphic_function import concrete_function, polymorphic_function
+
+#: What `tf.function` returns, and one trace of it.
+TracedFunction = polymorphic_function.Function
+ConcreteFunction = concrete_function.ConcreteFunction
+
+#: Types of locks.
+LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 
-def quietly_traced(function):
-    """Lets a `tf.function` be traced without TensorFlow's warning of frequent retracing.
+def forget_variables(concrete):
+    """Lets a trace not announce its variables when it is called: it may be called for others."""
+    concrete.graph.variables = []
 
-    TensorFlow counts by the place in the code where a function is defined. All functions of one
-    place count together, so that each of many models traced once looks like one traced many times.
+
+def call(concrete, tensors, captured):
+    """Calls a trace with tensors in place of its arguments and of what it captured.
+
+    Args:
+        concrete: `ConcreteFunction`.
+        tensors: list of tensors, the flat arguments.
+        captured: list of tensors like `concrete.captured_inputs`.
     """
-    function._omit_frequent_tracing_warning = True
-    return function
+    return concrete._call_flat(list(tensors), list(captured))

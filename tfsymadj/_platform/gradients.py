@@ -12,6 +12,7 @@ from tensorflow.python.eager import record
 from tensorflow.python.framework import ops
 
 _numbers = itertools.count()
+_registry = ops.gradient_registry._registry
 
 
 def with_gradient(outputs, inputs, backward):
@@ -35,18 +36,39 @@ def with_gradient(outputs, inputs, backward):
     # The operation's gradient is found by name: also where the operation itself is gone, in a
     # SavedModel that is being written.
     name = f"tfsymadj_{next(_numbers)}"
-    if not hasattr(graph, "_tfsymadj_gradients"):
-        graph._tfsymadj_gradients = {}
-    graph._tfsymadj_gradients[name] = gradients
-    reference = weakref.ref(graph)
-
-    def registered(_, *cotangents):
-        return reference()._tfsymadj_gradients[name](*cotangents)
-
-    tf.RegisterGradient(name)(registered)
-    weakref.finalize(graph, ops.gradient_registry._registry.pop, name, None).atexit = False
+    tf.RegisterGradient(name)(lambda _, *cotangents: gradients(*cotangents))
+    _keep(graph, name)
     everything = [*outputs, *inputs]
     with graph.gradient_override_map({"IdentityN": name}):
         results = tf.identity_n(everything)
     record.record_operation("tfsymadj", results, everything, gradients)
     return results[:count]
+
+
+def _keep(graph, name):
+    """Moves a gradient function from the registry to its graph."""
+    entry = _registry[name]
+    _kept(graph)[name] = entry["type"]
+    reference = weakref.ref(graph)
+    _registry[name] = entry | {"type": lambda *args: _kept(reference())[name](*args)}
+    weakref.finalize(graph, _registry.pop, name, None).atexit = False
+
+
+def _kept(graph):
+    """The gradient functions that a graph keeps; the graphs around it will keep theirs, too."""
+    outer = graph
+    while outer is not None and not hasattr(outer, "_tfsymadj_gradients"):
+        outer._tfsymadj_gradients = {}
+        outer = getattr(outer, "outer_graph", None)
+    return graph._tfsymadj_gradients
+
+
+def keep_newest(graph):
+    """Moves the gradient function that was registered last to a graph with solves in it.
+
+    Or other custom gradients, such as the one of the optimizer's reduction over replicas, would
+    keep the graph of a solve for ever.
+    """
+    name = next(reversed(_registry))
+    if hasattr(graph, "_tfsymadj_gradients") and name.startswith("CustomGradient-"):
+        _keep(graph, name)

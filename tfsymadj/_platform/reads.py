@@ -16,6 +16,7 @@ of the same resource, which `variable.handle` is while the dynamics are traced.
 import contextlib
 import functools
 import inspect
+import math
 import threading
 
 import numpy as np
@@ -30,6 +31,7 @@ from tensorflow.python.eager.polymorphic_function import (
 from tensorflow.python.framework import func_graph, ops
 from tensorflow.python.ops import custom_gradient, gradients_util, resource_variable_ops
 
+from tfsymadj._platform.gradients import keep_newest
 from tfsymadj._platform.graphs import is_control_flow_inside
 from tfsymadj._platform.tapes import recording
 
@@ -52,10 +54,12 @@ class Substitution:
     Args:
         find: callable from a `tf.Variable` or an eager tensor to a tensor of an outer graph or of
             the current one, or to None for what TensorFlow does by itself.
+        looked_at: callable that is told of eager tensors whose value Python asked for.
     """
 
-    def __init__(self, find):
+    def __init__(self, find, looked_at=lambda tensor: None):
         self._find = find
+        self.looked_at = looked_at
         self._graph = tf.compat.v1.get_default_graph()
         self._values = {}  # storage -> (that tensor, its copy in `graph`)
         self._aliases = {}
@@ -192,6 +196,15 @@ def _call_flat(function, tensor_inputs, captured_inputs):
     return _originals["call_flat"](function, tensor_inputs, captured_inputs)
 
 
+def _numpy(tensor):
+    """The value of an eager tensor for Python, of which the dynamics may depend on it."""
+    if _active.stack and not tf.executing_eagerly():
+        substitution = _current()
+        if substitution is not None:
+            substitution.looked_at(tensor)
+    return _originals["numpy"](tensor)
+
+
 def _gradients(ys, xs, *args, **kwargs):
     """`tf.gradients` for variables and eager tensors: for their values."""
     if _active.stack and _current() is not None:
@@ -208,8 +221,10 @@ def _gradients(ys, xs, *args, **kwargs):
 def _custom_gradient(function, args, kwargs):
     """Custom gradients in graphs, which take no keywords by themselves, as eager ones do."""
     if kwargs and _active.stack and _current() is not None:
-        return _originals["custom_gradient"](functools.partial(function, **kwargs), args, {})
-    return _originals["custom_gradient"](function, args, kwargs)
+        function, kwargs = functools.partial(function, **kwargs), {}
+    results = _originals["custom_gradient"](function, args, kwargs)
+    keep_newest(tf.compat.v1.get_default_graph())
+    return results
 
 
 #: What is replaced: (owner, name of the attribute, what stands in its place).
@@ -221,6 +236,7 @@ _PATCHES = {
     "capture": (func_graph.FuncGraph, "capture", _capture),
     "function": (polymorphic_function.Function, "__call__", _call_function),
     "call_flat": (concrete_function.ConcreteFunction, "_call_flat", _call_flat),
+    "numpy": (ops.EagerTensor.__mro__[1], "_numpy", _numpy),
     "gradients": (gradients_util, "_GradientsHelper", _gradients),
     "custom_gradient": (custom_gradient, "_graph_mode_decorator", _custom_gradient),
 }
@@ -284,14 +300,15 @@ def _self_test():
 
 
 @contextlib.contextmanager
-def substituted(find):
+def substituted(find, looked_at=lambda tensor: None):
     """Lets `find` answer variable reads and captures of eager tensors in the current graph.
 
     Args:
         find: see `Substitution`.
+        looked_at: likewise.
     """
     _install()
-    _active.stack.append(Substitution(find))
+    _active.stack.append(Substitution(find, looked_at))
     try:
         yield
     finally:
@@ -311,6 +328,15 @@ def is_variable(x):
 def is_eager(x):
     """Whether `x` is an eager tensor of numbers, not a handle."""
     return isinstance(x, ops.EagerTensor) and x.dtype not in (tf.resource, tf.variant)
+
+
+def is_kept_by_value(x, size):
+    """Whether an eager tensor may be a shape, an axis or the like: not a number with a gradient."""
+    return is_eager(x) and not (x.dtype.is_floating or x.dtype.is_complex) and _size(x) <= size
+
+
+def _size(x):
+    return math.prod(x._shape_tuple())
 
 
 def holds_numbers(handle):

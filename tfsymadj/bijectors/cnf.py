@@ -12,6 +12,7 @@ from tfsymadj.bijectors.freshness import Epoch
 from tfsymadj.bijectors.seeds import as_seed_pair
 from tfsymadj.bijectors.traces import Field, get_trace
 from tfsymadj.dynamics import calling, contents
+from tfsymadj.dynamics.identity import Contents
 from tfsymadj.solution import Stats
 from tfsymadj.solve import check_options, solve
 
@@ -174,7 +175,7 @@ class CNF(tfp.bijectors.Bijector):
         return self is other
 
     def _fingerprint(self):
-        return contents.fingerprint(self._field) if self._epoch is not None else None
+        return Contents(self._field).key if self._epoch is not None else None
 
     @classmethod
     def _parameter_properties(cls, dtype):

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import weakref
 
 import keras
 import tensorflow as tf
@@ -11,11 +12,11 @@ from tfsymadj import _platform
 from tfsymadj.dynamics import functional
 
 
-def as_function(reference, like, args, autonomous):
+def as_function(dynamics, like, args, autonomous):
     """`(t, ys) -> dys` over lists of tensors, for dynamics of any kind.
 
     Args:
-        reference: callable that returns the user's callable.
+        dynamics: callable that returns the user's callable.
         like: the nest of the state.
         args: tuple of further arguments.
         autonomous: see `is_autonomous`; resolved to a bool.
@@ -25,19 +26,42 @@ def as_function(reference, like, args, autonomous):
         not have the structure, shapes and dtypes of the state.
     """
     time_dtype = tf.nest.flatten(like)[0].dtype.real_dtype
+    state = _platform.CallState()
 
     def function(t, ys):
-        dynamics = reference()
-        if dynamics is None:
-            raise ValueError(
-                "`dynamics` were deleted before their gradient was asked for; keep a reference. "
-                "Received: a reference to an object that is gone"
-            )
         y = tf.nest.pack_sequence_as(like, ys)
-        result = call(dynamics, tf.cast(t, time_dtype), y, args, autonomous)
+        with state.entered():  # a backward pass has left the layers that this one was called in
+            result = call(dynamics(), tf.cast(t, time_dtype), y, args, autonomous)
         return _checked(result, like, ys)
 
     return function
+
+
+def reference(dynamics):
+    """Callable that returns the dynamics; they are kept alive, but for a layer that is their own.
+
+    A graph may outlive the model that it was traced for (that of `fit` does), and its gradient
+    functions with it.
+    """
+    if isinstance(dynamics, functools.partial):
+        function = reference(dynamics.func)
+        arguments, keywords = dynamics.args, dynamics.keywords
+        return lambda: functools.partial(function(), *arguments, **keywords)
+    owner = getattr(dynamics, "__self__", None)
+    if not isinstance(owner, keras.Layer):
+        return lambda: dynamics
+    method = weakref.WeakMethod(dynamics)
+
+    def find():
+        found = method()
+        if found is None:
+            raise ValueError(
+                "The gradient of a layer was asked for after the layer was deleted; keep a "
+                "reference to it. Received: a reference to an object that is gone"
+            )
+        return found
+
+    return find
 
 
 def call(dynamics, t, y, args, autonomous, **keywords):

@@ -6,10 +6,13 @@ over they are the `captured` inputs, for which the gradient methods return gradi
 step `tf.custom_gradient` would silently return no gradient for them.
 """
 
+import weakref
+
 import tensorflow as tf
 
 from tfsymadj import _platform
 from tfsymadj.dynamics import contents
+from tfsymadj.dynamics.identity import MAX_VALUES
 from tfsymadj.dynamics.reproducible import check_reproducible, graph_content
 
 
@@ -26,17 +29,21 @@ class ClosedDynamics:
             integrals along the solution: a backward pass needs no values of them.
     """
 
-    def __init__(self, function, captured, variables, unseen, substitute, live):
+    def __init__(self, function, captured, variables, unseen, inputs, caller, live):
         self._function = function
-        self._substitute = substitute
+        self._inputs = inputs
+        self._caller = caller
         self.captured = captured
         self.variables = variables
         self.unseen = unseen
         self.live = live
 
     def __call__(self, t, ys):
-        with _platform.substituted(self._substitute):
+        with self._substituted():
             return self._function(t, list(ys))
+
+    def _substituted(self):
+        return _platform.substituted(self._inputs.value, self._caller.looks_at)
 
     def apart(self, t, ys):
         """An evaluation in a graph of its own, into which the tapes of the caller can't see.
@@ -85,7 +92,7 @@ class ClosedDynamics:
         """
         sources = [*ys, *self.captured, *variables, *([t] if with_values else [])]
         # Custom gradients of the dynamics read variables when the gradient is computed.
-        with _platform.substituted(self._substitute):
+        with self._substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
                 values = self._function(t, list(ys))
@@ -100,19 +107,39 @@ class ClosedDynamics:
         return dys, dt, gradients[n:m], gradients[m:], values if with_values else None
 
 
+class Caller:
+    """Who asks for dynamics to be closed: a graph, in which they stay the same object."""
+
+    def position(self, x):
+        """By what a variable or eager tensor is known in later calls; None: by itself."""
+        return None
+
+    def traced(self):
+        """Told that the dynamics were traced."""
+
+    def found(self, read, trained):
+        """Told what the dynamics read, and those of the variables that are trained."""
+
+    def looks_at(self, tensor):
+        """Told of an eager tensor whose value Python asked for."""
+
+
 class _Inputs:
     """What the dynamics read, brought into the graph of the solve as tensors.
 
     Args:
+        caller: `Caller`.
         frozen: storages of Keras variables that are not trained.
     """
 
-    def __init__(self, frozen):
+    def __init__(self, caller, frozen):
         self.frozen = frozen
+        self._caller = caller
         self._graph = tf.compat.v1.get_default_graph()
         self._paused = _platform.recording_is_paused()
         self._brought = {}  # storage -> (variable or eager tensor, its value)
         self._constant = set()
+        self._values, self._others = {}, {}
         self._complete = False
 
     def is_trained(self, variable):
@@ -122,10 +149,18 @@ class _Inputs:
 
     def value(self, x):
         """The value of a variable or an eager tensor."""
+        if self._complete:
+            position = self._caller.position(x)
+            if position is not None:
+                known = self._values.get(position)
+            else:
+                reference, known = self._others.get(_platform.storage(x), (None, None))
+                known = known if reference is not None and reference() is not None else None
+            return self._late(x) if known is None else known
         key = _platform.storage(x)
+        if _platform.is_kept_by_value(x, MAX_VALUES):
+            return None  # so that shapes that are made of it are known
         if key not in self._brought:
-            if self._complete:
-                return self._late(x)
             constant = _platform.is_variable(x) and not self.is_trained(x)
             # Recorded like the solve itself, also if the dynamics read it in `tf.stop_gradient`.
             with self._graph.as_default(), _platform.recording(not self._paused):
@@ -140,9 +175,25 @@ class _Inputs:
         """Whether a tensor is the value of a variable that is not trained."""
         return id(tensor) in self._constant
 
-    def complete(self):
-        """From now on the dynamics read nothing else."""
+    def complete(self, unseen):
+        """From now on the dynamics read nothing else.
+
+        Args:
+            unseen: variables that TensorFlow reads by itself.
+        """
         self._complete = True
+        read = [x for x, _ in self._brought.values()]
+        variables = [x for x in (*read, *unseen) if _platform.is_variable(x)]
+        self._caller.found([*read, *unseen], [v for v in variables if self.is_trained(v)])
+        for key, (x, value) in self._brought.items():
+            position = self._caller.position(x)
+            if position is None:
+                # Not to keep it alive: a graph may outlive the weights. Nor is it taken for
+                # something else that has the same storage later.
+                self._others[key] = weakref.ref(x), value
+            else:
+                self._values[position] = value
+        self._brought = {}
 
     def _late(self, x):
         if _platform.is_variable(x) and self.is_trained(x):
@@ -153,13 +204,14 @@ class _Inputs:
         return None
 
 
-def close(function, ys, owner=None):
+def close(function, ys, owner=None, caller=None):
     """Finds out what the dynamics depend on, and that they are reproducible.
 
     Args:
         function: `(t, ys) -> dys` over lists of tensors.
         ys: list of tensors, the initial state; for its shapes and dtypes.
         owner: the user's object, searched for frozen Keras layers.
+        caller: `Caller`.
 
     Returns:
         `ClosedDynamics`.
@@ -167,12 +219,12 @@ def close(function, ys, owner=None):
     Raises:
         ValueError: if the dynamics are not reproducible.
     """
-    inputs = _Inputs(contents.frozen_storages(owner))
+    caller = caller or Caller()
+    inputs = _Inputs(caller, contents.frozen_storages(owner))
     losses = contents.losses(owner)
-    graph = _traced(function, ys, inputs)
+    graph = _traced(function, ys, inputs, caller)
     contents.refuse_losses(owner, losses)
     inputs.frozen = contents.frozen_storages(owner)  # of layers that the trace built, too
-    inputs.complete()
     captured = [
         tensor
         for tensor, _ in graph.captures
@@ -188,8 +240,10 @@ def close(function, ys, owner=None):
             "(`tf.while_loop`, `tf.map_fn`, `tf.cond`, `keras.layers.RNN`). Use the Python "
             f"function itself. Received: variables {names}"
         )
-    live = _dependencies(graph, ys)
-    return ClosedDynamics(function, captured, variables, unseen, inputs.value, live)
+    inputs.complete(unseen)
+    return ClosedDynamics(
+        function, captured, variables, unseen, inputs, caller, _dependencies(graph, ys)
+    )
 
 
 def _unseen_reads(graph):
@@ -210,11 +264,11 @@ def _unseen_reads(graph):
     return variables
 
 
-def _traced(function, ys, inputs):
+def _traced(function, ys, inputs, caller):
     """The graph of the dynamics, the same whenever they are traced."""
 
     def trace(t, *states):
-        with _platform.substituted(inputs.value):
+        with _platform.substituted(inputs.value, caller.looks_at):
             return function(t, list(states))
 
     # Not the function's own shapes: a loop's state may have lost static dimensions.
@@ -224,6 +278,7 @@ def _traced(function, ys, inputs):
         graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
         definition = graph.as_graph_def()
         check_reproducible(definition)
+        caller.traced()
         return graph, graph_content(definition)
 
     graph, content = traced()

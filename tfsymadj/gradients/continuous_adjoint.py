@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsymadj import _platform
 from tfsymadj.controllers import PIController, tolerance_of
 from tfsymadj.gradients.recomputing import InputGradients, Recomputing, accumulator
 from tfsymadj.integrate import integrate, poison
@@ -143,7 +144,7 @@ class ContinuousAdjoint(Recomputing):
         adjoints = [a + g for a, g in zip(adjoints, at(0, cotangents))]
         gradients = [tf.cast(g, x.dtype) for g, x in zip(gradients, targets)]
         found = [*adjoints, d_ts, *gradients]
-        found = [_once(x) for x in poison(found, status)]
+        found = _once(poison(found, status))
         count = size + 1 + len(dynamics.captured)
         return InputGradients(
             found[:size],
@@ -190,11 +191,10 @@ def _augmented(controller, size, others):
     return PIController(**config)
 
 
-@tf.custom_gradient
-def _once(x):
-    def refuse(*_):
+def _once(xs):
+    def refuse(_):
         raise RuntimeError(
             "`ContinuousAdjoint` has no second derivatives; use `SymplecticAdjoint`."
         )
 
-    return tf.identity(x), refuse
+    return _platform.with_gradient([tf.identity(x) for x in xs], xs, refuse)

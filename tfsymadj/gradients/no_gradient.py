@@ -6,6 +6,7 @@ import threading
 
 import tensorflow as tf
 
+from tfsymadj import _platform
 from tfsymadj.controllers import TabulatedSteps
 from tfsymadj.gradients.gradient import Gradient, Solved
 from tfsymadj.integrate import Integral, integrate
@@ -39,7 +40,7 @@ class NoGradient(Gradient):
             part = dataclasses.replace(part, ys=[y[-1] for y in result.ys])
             result = _joined(result, integrate(part))
         return Solved(
-            list(_without_gradient(*result.ys)),
+            _without_gradient(result.ys),
             result.status,
             tf.cast(result.time, tf.float64),
             result.num_steps,
@@ -49,9 +50,8 @@ class NoGradient(Gradient):
         )
 
 
-@tf.custom_gradient
-def _without_gradient(*ys):
-    def backward(*cotangents):
+def _without_gradient(ys):
+    def backward(cotangents):
         # Not an exception, nor `tf.raw_ops.PreventGradient`: a SavedModel holds this function, and
         # other runtimes don't know that operation.
         message = (
@@ -61,7 +61,7 @@ def _without_gradient(*ys):
         with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
             return [g * tf.cast(float("nan"), g.dtype) for g in cotangents]
 
-    return [tf.identity(y) for y in ys], backward
+    return _platform.with_gradient([tf.identity(y) for y in ys], ys, backward)
 
 
 def _parts(problem):

@@ -1,0 +1,627 @@
+"""What a callable is made of, and which callables may share a trace.
+
+A compiled trace holds what Python computed when it was made. So its key is all that Python may see
+on the way: code, closures, defaults, globals, attributes, items; numbers by value, and variables
+and eager tensors by dtype and shape, since their values are inputs of the trace. Two callables with
+the same key, such as the lambda of one line in two passes of a loop, are traced once.
+"""
+
+import collections
+import collections.abc
+import dis
+import enum
+import functools
+import hashlib
+import io
+import logging
+import operator
+import os
+import pathlib
+import site
+import sys
+import sysconfig
+import types
+import weakref
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj import _platform
+
+#: More objects than any model has: whoever holds so many holds his data, too.
+_MAX_OBJECTS = 20_000
+
+#: Tensors of integers up to this size may be shapes and axes, and are kept by value.
+MAX_VALUES = 64
+
+#: Arrays above this size are compared by a digest.
+_MAX_BYTES = 4096
+
+_ATOMS = frozenset({bool, int, str, bytes, complex, type(None), type(Ellipsis), range, slice})
+_END = object()
+
+
+class Contents:
+    """All that a callable reaches.
+
+    Args:
+        x: the callable, or any other object.
+        skip: paths (tuples of labels) that are left out.
+        with_paths: whether `paths` is wanted.
+
+    Attributes:
+        tokens: list of hashable objects, the same for callables that may share a trace.
+        leaves: the variables and eager tensors in the order in which they were met.
+        positions: storage of a leaf -> its position.
+        layers: Keras layers, and layers of `tf_keras` that are not built.
+        variables: `tf.Variable`s and Keras variables, as they were met.
+        owners: objects that are known by their identity: a key is valid while they live.
+        opaque: what can't be looked into, or None.
+        paths: path -> its own tokens, without those of what it holds.
+    """
+
+    def __init__(self, x, skip=frozenset(), with_paths=False):
+        self.tokens, self.leaves, self.positions = [], [], {}
+        self.layers, self.variables, self.owners = [], [], []
+        self.opaque = None
+        self.paths = {} if with_paths else None
+        self._skip = skip
+        self._seen, self._kept = {}, []
+        self._path = ()
+        self._scope = _platform.stateless_scope()
+        self._child = self._visit_child
+        if with_paths:
+            self._child = self._record_child
+        elif skip:
+            self._child = self._visit_labelled_child
+        try:
+            self._visit(x)
+        except RecursionError:
+            self.opaque = x
+        if with_paths:
+            self.paths[()] = [tuple(self.tokens)]
+
+    @property
+    def key(self):
+        """The tokens as a tuple."""
+        return tuple(self.tokens)
+
+    def _visit_child(self, _, x):
+        self._visit(x)
+
+    def _visit_labelled_child(self, label, x):
+        before, self._path = self._path, (*self._path, label)
+        if self._path not in self._skip:
+            self._visit(x)
+        self._path = before
+
+    def _record_child(self, label, x):
+        tokens, self.tokens = self.tokens, []
+        path = (*self._path, label)
+        self._visit_labelled_child(label, x)
+        if path not in self._skip:
+            self.paths.setdefault(path, []).append(tuple(self.tokens))
+        self.tokens = tokens
+
+    def _visit(self, x):
+        kind = type(x)
+        tokens = self.tokens
+        if kind in _ATOMS:
+            tokens.append(kind)
+            tokens.append(x)
+            return
+        if kind is float:
+            tokens.append(x.hex())  # tells -0.0 from 0.0, and equals nan to nan
+            return
+        number = self._seen.get(id(x))
+        if number is not None:
+            tokens.append("seen")
+            tokens.append(number)
+            return
+        self._seen[id(x)] = len(self._seen) if self.paths is None else self._path
+        self._kept.append(x)  # an object that was made on the way must keep its id
+        if len(self._kept) > _MAX_OBJECTS:
+            self.opaque = self._kept[0]
+            return
+        _handler(kind)(self, x)
+
+    def _identity(self, x):
+        """A token that is equal for the same object only."""
+        self.tokens.append(id(x))
+        self.owners.append(x)
+
+    def _unknown(self, x):
+        if self.opaque is None:
+            self.opaque = x
+        self._identity(x)
+
+    # Numbers
+
+    def _by_repr(self, x):
+        self.tokens += (type(x), repr(x))
+
+    def _array(self, x):
+        self.tokens += ("array", x.shape, x.dtype.str)
+        if x.dtype.hasobject:
+            self._items(x.tolist())
+        elif x.nbytes <= _MAX_BYTES:
+            self.tokens.append(x.tobytes())
+        else:
+            self.tokens.append(_digest(np.ascontiguousarray(x)))
+
+    def _scalar(self, x):
+        self.tokens += (type(x), x.tobytes())
+
+    def _leaf(self, x, storage, *tokens):
+        position = self.positions.get(storage)
+        if position is not None:  # the same storage in another object
+            self.tokens += ("leaf", position)
+            return
+        self.positions[storage] = len(self.leaves)
+        self.leaves.append(x)
+        self.tokens += tokens
+
+    def _tensor(self, x):
+        if not _platform.is_eager(x):
+            return self._identity(x)  # a symbolic tensor or a handle
+        self._leaf(x, id(x), "tensor", x.dtype.as_datatype_enum, x._shape_tuple())
+        if _platform.is_kept_by_value(x, MAX_VALUES):
+            self.tokens.append(x.numpy().tobytes() if x.dtype != tf.string else str(x.numpy()))
+
+    def _variable(self, x):
+        self.variables.append(x)
+        if not _platform.is_variable(x):  # one for each replica
+            return self._identity(x)
+        trainable = x.trainable or self._watched(x)
+        self._leaf(x, id(x._handle), trainable, x.dtype.name, tuple(x.shape))
+
+    def _keras_variable(self, x):
+        self.variables.append(x)
+        value = None if self._scope is None else self._scope.get_current_value(x)
+        if value is not None:
+            return self._tensor(value)
+        value = x._value
+        if not _platform.is_variable(value):
+            return self._identity(x)
+        trainable = x._trainable or self._watched(value)
+        self._leaf(value, id(value._handle), trainable, x._dtype, x._shape)
+
+    @staticmethod
+    def _watched(x):
+        return "watched" if _platform.tapes_record() and _platform.is_watched(x) else False
+
+    # Containers
+
+    def _items(self, x):
+        self.tokens += (type(x), len(x))
+        for i, item in enumerate(x):
+            self._child(i, item)
+
+    def _mapping(self, x):
+        self.tokens.append(type(x))
+        for key, value in list(x.items()):
+            self._visit(key)
+            self._child(key if type(key) in _ATOMS else id(key), value)
+        self.tokens.append(_END)
+
+    def _set(self, x):
+        if all(type(item) in _ATOMS for item in x):
+            self.tokens += (type(x), frozenset((type(item), item) for item in x))
+        else:
+            self._items(list(x))
+
+    # Code
+
+    def _function(self, f):
+        code = f.__code__
+        self.tokens.append(code)
+        self._child("defaults", f.__defaults__)
+        if f.__kwdefaults__:
+            self._child("kwdefaults", f.__kwdefaults__)
+        names, attributes = _names(code)
+        for name, cell in zip(code.co_freevars, f.__closure__ or ()):
+            try:
+                value = cell.cell_contents
+            except ValueError:  # a name that is not bound yet
+                self.tokens.append("unbound")
+                continue
+            self._named(name, value, attributes)
+        if f.__dict__:
+            self._child("attributes", f.__dict__)
+        if is_library(code.co_filename):
+            return
+        namespace = f.__globals__
+        for name in names:
+            if name in namespace:
+                self._named(name, namespace[name], attributes)
+
+    def _named(self, name, value, attributes):
+        """A value of a function's names, which may be a module whose attributes it uses."""
+        if isinstance(value, types.ModuleType):
+            before, self._path = self._path, (*self._path, name)
+            self._module(value, attributes)
+            self._path = before
+        else:
+            self._child(name, value)
+
+    def _module(self, module, attributes=None):
+        self.tokens.append(module.__name__)
+        self.owners.append(module)
+        file = getattr(module, "__file__", None)
+        if module.__name__ in sys.builtin_module_names or (file and is_library(file)):
+            return
+        space = vars(module)
+        for name in sorted(space) if attributes is None else attributes:
+            value = space.get(name)
+            if name in space and not (attributes is None and name.startswith("__")):
+                if isinstance(value, types.ModuleType):
+                    self._identity(value)
+                else:
+                    self._child(name, value)
+
+    def _method(self, x):
+        self.tokens.append("method")
+        self._child("function", x.__func__)
+        self._child("self", x.__self__)
+
+    def _builtin(self, x):
+        self.tokens.append(x.__name__)
+        if x.__self__ is None or isinstance(x.__self__, types.ModuleType):
+            self._identity(x)
+        else:
+            self._child("self", x.__self__)
+
+    def _partial(self, x):
+        self.tokens.append(type(x))
+        self._child("function", x.func)
+        self._child("arguments", x.args)
+        self._child("keywords", x.keywords)
+
+    def _wrapper(self, x):  # static and class methods
+        self.tokens.append(type(x))
+        self._child("function", x.__func__)
+
+    def _property(self, x):
+        self.tokens.append(type(x))
+        for name in ("fget", "fset", "fdel"):
+            self._child(name, getattr(x, name))
+
+    def _class(self, x):
+        self._identity(x)
+        for base in x.__mro__:
+            if _is_library_class(base):
+                continue
+            for name, value in list(vars(base).items()):
+                if name not in _CLASS_BOOKKEEPING:
+                    self._child((base.__name__, name), value)
+
+    def _traced_function(self, x):  # `tf.function`
+        if hasattr(x, "concrete_functions"):  # loaded
+            self._identity(x)
+            self._items(list(x.concrete_functions))
+        else:
+            self.tokens.append("tf.function")
+            self._child("function", x.python_function)
+
+    def _concrete_function(self, x):
+        self._identity(x)
+        for variable in x.graph.variables:
+            self._child("variables", variable)
+        for tensor in x.captured_inputs:
+            if _platform.is_eager(tensor):
+                self._child("captured", tensor)
+
+    def _reference(self, x):
+        self.tokens.append("weak")
+        self._child("referent", x())
+
+    # Objects
+
+    def _layer(self, x):
+        self.layers.append(x)
+        self._identity(x)
+        self._class_of(x)
+        state = x.__dict__
+        known = _plain_parts.get(x)
+        if known is None or not known.holds(state):
+            known = _plain_parts[x] = _PlainPart(type(x), state)
+        if self._child == self._visit_child:
+            self.tokens += known.tokens
+            names = known.others
+        else:  # which want to know the paths of all parts
+            names = [*known.names, *known.others]
+        for name in names:
+            self.tokens.append(name)
+            value = state[name]
+            if type(value) is keras.Variable:
+                self._keras_variable(value)
+            else:
+                self._child((type(x), name), value)
+
+    def _foreign_layer(self, x):  # of `tf_keras`
+        if not x.built:
+            self.layers.append(x)
+        self._identity(x)
+        self._class_of(x)
+        for name, value in list(x.__dict__.items()):
+            if not name.startswith("_") or name in ("_trainable", "_self_tracked_trackables"):
+                self.tokens.append(name)
+                self._child((type(x), name), value)
+        for variable in x.variables:
+            self._child("variables", variable)
+
+    def _policy(self, x):
+        self.tokens.append(x.name)
+
+    def _object(self, x):
+        self.tokens.append(type(x))
+        self._class_of(x)
+        state = getattr(x, "__dict__", None)
+        slots = _slots(type(x))
+        if state is None and not slots:
+            return self._reduced(x)
+        for name, value in list((state or {}).items()):
+            if name not in _MODULE_BOOKKEEPING:
+                self.tokens.append(name)
+                self._child((type(x), name), value)
+        for name in slots:
+            if hasattr(x, name):
+                self.tokens.append(name)
+                self._child((type(x), name), getattr(x, name))
+        self.tokens.append(_END)
+
+    def _class_of(self, x):
+        if not _is_library_class(type(x)):
+            self._child("class", type(x))
+
+    def _reduced(self, x):
+        """An object of a compiled type, by what `pickle` would save of it."""
+        try:
+            reduced = x.__reduce_ex__(2)
+        except Exception:  # noqa: BLE001 - whatever a foreign type may raise
+            return self._unknown(x)
+        if isinstance(reduced, str):
+            return self._identity(x)
+        _, arguments, *state = reduced
+        self._child("arguments", arguments)
+        for part in state:
+            iterates = hasattr(part, "__next__")
+            self._child("state", list(part) if iterates else part)
+
+    def _singleton(self, x):
+        self._identity(x)
+
+
+def _digest(x):
+    return hashlib.blake2b(x.view(np.uint8).data if x.ndim else x.tobytes()).digest()
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code):
+    """Names that the code looks up in its module, and names of attributes.
+
+    Those of functions that are defined inside are included.
+    """
+    names, attributes = set(), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            names.add(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            attributes.add(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner = _names(constant)
+            names.update(inner[0])
+            attributes.update(inner[1])
+    return tuple(sorted(names)), tuple(sorted(attributes))
+
+
+_PATHS = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+_PATHS += (site.getusersitepackages(), str(pathlib.Path(__file__).parents[1]) + os.sep)
+
+
+@functools.lru_cache(maxsize=4096)
+def is_library(file):
+    """Whether a file belongs to an installed package, whose globals nobody changes."""
+    return file.startswith((*_PATHS, "<frozen"))
+
+
+_library_classes = weakref.WeakKeyDictionary()
+
+
+def _is_library_class(x):
+    known = _library_classes.get(x)
+    if known is None:
+        module = sys.modules.get(x.__module__)
+        file = getattr(module, "__file__", None)
+        builtin = module is not None and (
+            x.__module__ in sys.builtin_module_names or x.__module__ == "builtins"
+        )
+        known = _library_classes[x] = builtin or bool(file and is_library(file))
+    return known
+
+
+_slot_names = weakref.WeakKeyDictionary()
+
+
+def _slots(kind):
+    known = _slot_names.get(kind)
+    if known is None:
+        known = []
+        for base in kind.__mro__:
+            slots = base.__dict__.get("__slots__", ())
+            known += [slots] if isinstance(slots, str) else list(slots)
+        known = _slot_names[kind] = tuple(
+            name for name in known if name not in ("__dict__", "__weakref__")
+        )
+    return known
+
+
+_CLASS_BOOKKEEPING = frozenset(
+    {
+        "__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__annotations__",
+        "__firstlineno__", "__static_attributes__", "__annotate_func__", "__abstractmethods__",
+        "_abc_impl", "__parameters__", "__orig_bases__", "__dataclass_params__", "__slots__",
+        "__dataclass_fields__", "__match_args__", "_tf_module_ignored_properties",
+    }
+)  # fmt: skip
+
+#: What TensorFlow notes on modules and on objects that it tracks.
+_MODULE_BOOKKEEPING = frozenset(
+    {
+        "_self_setattr_tracking", "_self_unconditional_checkpoint_dependencies",
+        "_self_unconditional_dependency_names", "_self_unconditional_deferred_dependencies",
+        "_self_update_uid", "_self_name_based_restores", "_self_saveable_object_factories",
+        "_tfsymadj_adopted",
+    }
+)  # fmt: skip
+
+
+@functools.cache
+def _keras_bookkeeping():
+    """What every layer and model of Keras has, and no `call` of a user looks at."""
+    looked_at = {"_trainable", "_dtype_policy", "activity_regularizer", "_layers", "_remat_mode"}
+    graph = {
+        "_inputs_struct", "_outputs_struct", "_inputs", "_outputs", "_nodes", "_nodes_by_depth",
+        "_operations_by_depth", "optimizer", "_compile_config",
+    }  # fmt: skip
+    return (set(vars(keras.Model(name="bookkeeping"))) | graph | _MODULE_BOOKKEEPING) - looked_at
+
+
+class _PlainPart:
+    """The attributes of a layer that hold nothing, by which a walk is shortened.
+
+    Args:
+        kind: the layer's class.
+        state: its attributes.
+    """
+
+    def __init__(self, kind, state):
+        skipped = _layer_bookkeeping(kind)
+        self.names, self.others, self._values, self.tokens = [], [], [], []
+        for name, value in state.items():
+            if name in skipped or (name == "_layers" and not value):
+                continue
+            if _is_plain(value):
+                self.names.append(name)
+                self._values.append(value)
+                token = value.hex() if type(value) is float else value
+                self.tokens += (name, type(value), token)
+            else:
+                self.others.append(name)
+        self._size = len(state)
+        self._lists = [value for name, value in state.items() if name == "_layers" and not value]
+        self._get = operator.itemgetter(*self.names, self.names[0]) if self.names else None
+
+    def holds(self, state):
+        """Whether the attributes are still these."""
+        if len(state) != self._size or any(self._lists):
+            return False
+        try:
+            return self._get is None or all(map(operator.is_, self._get(state), self._values))
+        except KeyError:  # one is gone, and another one there
+            return False
+
+
+def _is_plain(x):
+    """Whether an object never changes, and can be compared."""
+    if type(x) in _ATOMS or type(x) is float:
+        return True
+    return (
+        type(x) is types.FunctionType and not x.__closure__ and is_library(x.__code__.co_filename)
+    )
+
+
+_plain_parts = weakref.WeakKeyDictionary()
+_bookkeeping = weakref.WeakKeyDictionary()
+
+
+def _layer_bookkeeping(kind):
+    known = _bookkeeping.get(kind)
+    if known is None:
+        known = _keras_bookkeeping()
+        if _is_library_class(kind):  # for building only
+            for role in ("initializer", "regularizer", "constraint"):
+                known = known | {f"{part}_{role}" for part in ("kernel", "bias", "recurrent")}
+        known = _bookkeeping[kind] = frozenset(known)
+    return known
+
+
+_handlers = weakref.WeakKeyDictionary()
+
+
+def _handler(kind):
+    known = _COMMON.get(kind) or _handlers.get(kind)
+    if known is None:
+        known = next(handler for bases, handler in _HANDLERS if issubclass(kind, bases))
+        _handlers[kind] = known
+    return known
+
+
+#: By the first that fits.
+_HANDLERS = [
+    ((bool, int, float, str, bytes, complex, enum.Enum, type(NotImplemented)), Contents._by_repr),
+    ((tf.DType, tf.TensorShape, tf.TypeSpec, np.dtype), Contents._by_repr),
+    (np.generic, Contents._scalar),
+    (np.ndarray, Contents._array),
+    (tf.Tensor, Contents._tensor),
+    (tf.Variable, Contents._variable),
+    (keras.Variable, Contents._keras_variable),
+    (keras.Layer, Contents._layer),
+    (keras.DTypePolicy, Contents._policy),
+    (keras.KerasTensor, Contents._singleton),
+    (types.FunctionType, Contents._function),
+    (types.MethodType, Contents._method),
+    (functools.partial, Contents._partial),
+    ((types.BuiltinFunctionType, types.MethodWrapperType), Contents._builtin),
+    ((staticmethod, classmethod), Contents._wrapper),
+    (property, Contents._property),
+    (type, Contents._class),
+    (types.ModuleType, Contents._module),
+    (_platform.TracedFunction, Contents._traced_function),
+    (_platform.ConcreteFunction, Contents._concrete_function),
+    ((list, tuple, collections.deque), Contents._items),
+    ((dict, collections.abc.Mapping), Contents._mapping),
+    ((set, frozenset), Contents._set),
+    (weakref.ReferenceType, Contents._reference),
+    (
+        (
+            types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType,
+            types.MemberDescriptorType, types.CodeType, np.ufunc, logging.Logger, io.IOBase,
+            *_platform.LOCKS,
+        ),
+        Contents._singleton,
+    ),
+    (
+        (types.GeneratorType, types.CoroutineType, collections.abc.Iterator),
+        Contents._unknown,
+    ),
+    (object, Contents._object),
+]  # fmt: skip
+
+
+#: Without a search.
+_COMMON = {
+    types.FunctionType: Contents._function,
+    types.MethodType: Contents._method,
+    functools.partial: Contents._partial,
+    keras.Variable: Contents._keras_variable,
+    tuple: Contents._items,
+    list: Contents._items,
+    dict: Contents._mapping,
+}
+
+
+def written(before, after):
+    """The paths of two `Contents` of one object that differ; parts of such a part are left out."""
+    changed = {
+        path
+        for path in before.paths.keys() | after.paths.keys()
+        if before.paths.get(path) != after.paths.get(path)
+    }
+    return frozenset(
+        path for path in changed if not any(path[:n] in changed for n in range(len(path)))
+    )
