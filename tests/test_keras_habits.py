@@ -1,6 +1,10 @@
 """What Keras users take for granted: losses, names of inputs, shapes, subclasses, summaries."""
 
 import collections
+import os
+import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -760,3 +764,85 @@ def test_undone_steps_however_they_run(options, caplog):
     assert all(np.all(np.isfinite(w)) for w in model.get_weights())
     assert np.isfinite(history["loss"][0])
     assert "layer 'ode'" in caplog.text
+
+
+_MIRRORED = """
+import keras, numpy as np, tensorflow as tf
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import tfsymadj
+
+tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0])
+x = np.random.default_rng(0).normal(size=(48, 4)).astype("float32")
+x[20] = np.nan  # in the second of three batches, on one of the devices
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    layer = tfsymadj.ODELayer(keras.layers.Dense(4), method="euler", num_steps=1, name="ode",
+                              on_failure="status")
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile("adam", "mse", jit_compile=False)
+keep = tfsymadj.callbacks.KeepWeights()
+history = model.fit(x, x, batch_size=16, shuffle=False, verbose=0, callbacks=[keep]).history
+assert history["undone_steps"] == [1], history
+assert all(np.isfinite(w).all() for w in model.get_weights())
+assert np.isfinite(history["loss"][0])
+"""
+
+
+@pytest.mark.slow
+def test_undone_steps_on_two_devices():
+    root = pathlib.Path(__file__).parent.parent
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(root)}
+    result = subprocess.run(
+        [sys.executable, "-c", _MIRRORED],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "layer 'ode'" in result.stderr
+
+
+# Cells
+
+
+@keras.saving.register_keras_serializable("test")
+class Cell(keras.layers.Layer):
+    """An ODE-RNN: the state moves on between the inputs."""
+
+    def __init__(self, units, layer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = self.output_size = units
+        self.layer = layer or ODELayer(keras.layers.Dense(units, "tanh"), **FEW)
+        self.gru = keras.layers.GRUCell(units)
+
+    def build(self, shape):
+        self.layer.build((shape[0], self.units))
+        self.gru.build(shape)
+
+    def call(self, inputs, states):
+        return self.gru(inputs, [self.layer(states[0])])
+
+    def get_config(self):
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "units": self.units, "layer": layer}
+
+    @classmethod
+    def from_config(cls, config):
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer=layer, **config)
+
+
+@JIT
+@pytest.mark.slow
+def test_bidirectional_cells_with_masks(jit, tmp_path):
+    cells = keras.layers.RNN(Cell(2), return_sequences=True)
+    model = keras.Sequential([keras.Input((3, 2)), keras.layers.Masking()])
+    model.add(keras.layers.Bidirectional(cells))
+    model.add(ODELayer(keras.layers.Dense(4), **FEW))
+    model.compile("adam", "mse", jit_compile=jit)
+    assert model.output_shape == (None, 3, 4)
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
+    x[:2, 2] = 0.0
+    losses = model.fit(x, np.tile(x, 2), epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(x), model(x), rtol=1e-6)
