@@ -77,8 +77,8 @@ def solve(
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
         autonomous: whether the dynamics are called as `dynamics(y, *args)`; None: False, but for
-            Keras layers whose `call` has one positional argument and functional models of one
-            input.
+            Keras layers whose `call` has one positional argument and functional models that have
+            no input besides `y0` and `args`.
         on_failure: `"raise"`: a solve that can't go on raises `tf.errors.InvalidArgumentError`
             (except under XLA, which drops assertions); `"status"`: it never raises. In both cases
             `status` tells, and the outputs not reached and all gradients are NaN.
@@ -106,9 +106,10 @@ def solve(
     state = _as_state(y0)
     args = _as_args(args)
     _warn_of_precision(solver["controller"], tf.nest.flatten(state))
-    autonomous = calling.is_autonomous(dynamics, args, autonomous)
+    autonomous = calling.is_autonomous(dynamics, args, autonomous, state)
     options = _Options(**solver, autonomous=autonomous, with_time=with_time)
-    calling.build(dynamics, state, args, options.autonomous)
+    if not getattr(dynamics, "built", True):
+        calling.build(dynamics, state, args, options.autonomous)
 
     if tf.executing_eagerly():
         solution = _solve_eagerly(dynamics, state, times, args, options)

@@ -7,6 +7,8 @@
 * `functions`: nor to call a trace with other captured tensors than its own.
 * `shapes`: nor to notice that Python looks at a size that is not known.
 * `keras_state`: Keras has no public way to call a layer later as it would be called now.
+* `layers`: nor one to walk through all the layers in a layer; `layer.losses`, which holds the
+  regularizers of weights as well, can't be taken from, and no tensor asked for its mask.
 * `variables`: nor has Keras one to say "this `tf.Variable`, which somebody else made, is one of the
   layer's variables".
 
@@ -24,6 +26,14 @@ from tfsymadj._platform.functions import (
 from tfsymadj._platform.gradients import with_gradient
 from tfsymadj._platform.graphs import in_control_flow, in_function_graph, is_stateful
 from tfsymadj._platform.keras_state import CallState, call_arguments, stateless_scope
+from tfsymadj._platform.layers import (
+    collected_losses,
+    drop_loss,
+    is_built,
+    mask_of,
+    parts,
+    with_mask,
+)
 from tfsymadj._platform.reads import (
     handle,
     holds_numbers,
@@ -45,24 +55,29 @@ from tfsymadj._platform.tapes import (
 from tfsymadj._platform.variables import adopted
 
 __all__ = [
-    "LOCKS",
     "CallState",
     "ConcreteFunction",
+    "LOCKS",
     "TracedFunction",
     "accessed",
     "adopted",
     "call",
     "call_arguments",
+    "collected_losses",
+    "drop_loss",
     "forget_variables",
     "handle",
     "holds_numbers",
     "in_control_flow",
     "in_function_graph",
+    "is_built",
     "is_eager",
     "is_kept_by_value",
     "is_stateful",
     "is_variable",
     "is_watched",
+    "mask_of",
+    "parts",
     "recording",
     "recording_is_paused",
     "recording_tapes",
@@ -72,4 +87,5 @@ __all__ = [
     "tapes_record",
     "watched_shapes",
     "with_gradient",
+    "with_mask",
 ]

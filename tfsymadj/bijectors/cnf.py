@@ -305,7 +305,7 @@ class _Augmented:
         """d/dt of the augmented state; `args` are the noises, then the conditions."""
         dynamics, y = self.__wrapped__, state["y"]
         noise, conditions = args[:num_noises], args[num_noises:]
-        autonomous = calling.is_autonomous(dynamics, conditions, self._autonomous)
+        autonomous = calling.is_autonomous(dynamics, conditions, self._autonomous, y)
 
         def function(y, conditions):
             return calling.call(dynamics, t, y, conditions, autonomous)

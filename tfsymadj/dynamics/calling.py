@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfsymadj import _platform
+from tfsymadj.dynamics import functional
 
 
 def as_function(dynamics, like, args, autonomous):
@@ -74,11 +75,8 @@ def call(dynamics, t, y, args, autonomous, **keywords):
         autonomous: whether they are called without `t`.
         **keywords: such as `training`.
     """
-    if is_functional(dynamics):
-        inputs = [*tf.nest.flatten(y), *tf.nest.flatten(args)]
-        if not autonomous:
-            inputs.insert(0, t * tf.ones([tf.shape(inputs[0])[0], 1], t.dtype))
-        return dynamics(inputs[0] if len(inputs) == 1 else inputs, **keywords)
+    if functional.is_functional(dynamics):
+        return functional.call(dynamics, None if autonomous else t, y, args, **keywords)
     inputs = (y, *args) if autonomous else (t, y, *args)
     return _converted(dynamics)(*inputs, **keywords)
 
@@ -92,7 +90,9 @@ def build(dynamics, y, args, autonomous):
         args: tuple of nests of the same.
         autonomous: whether the dynamics are called without the time.
     """
-    if not isinstance(dynamics, keras.Layer) or dynamics.built:
+    if functional.is_functional(dynamics):
+        functional.match(dynamics, None if autonomous else "t", y, args)
+    if not isinstance(dynamics, keras.Layer):
         return
 
     def symbolic(x):
@@ -104,8 +104,22 @@ def build(dynamics, y, args, autonomous):
         inputs.insert(
             0, keras.KerasTensor((), tf.as_dtype(tf.nest.flatten(y)[0].dtype).real_dtype.name)
         )
-    with tf.init_scope():
-        dynamics(*inputs)
+    build_layer(dynamics, *inputs)
+
+
+def build_layer(layer, *inputs):
+    """Calls a layer symbolically, as Keras does in a functional model, if it has no weights yet.
+
+    Unlike `layer.build(shape)` it also builds layers that leave all to their `call`; those say that
+    they are built when they come from a file, but their parts are not.
+
+    Args:
+        layer: anything but an unbuilt Keras layer is left alone.
+        *inputs: `keras.KerasTensor`s.
+    """
+    if isinstance(layer, keras.Layer) and not _platform.is_built(layer):
+        with tf.init_scope():
+            layer(*inputs)
 
 
 def variables(dynamics, y, args, autonomous):
@@ -128,21 +142,24 @@ def variables(dynamics, y, args, autonomous):
         return evaluate.get_concrete_function(t, y, args).graph.variables
 
 
-def is_functional(dynamics):
-    """Whether the dynamics are a Keras model called with one list of inputs."""
-    return isinstance(dynamics, keras.Model) and hasattr(dynamics, "inputs")
+def takes(dynamics, name):
+    """Whether the dynamics are a Keras layer whose `call` has an argument of this name."""
+    return isinstance(dynamics, keras.Layer) and (
+        name in inspect.signature(dynamics.call).parameters
+    )
 
 
-def is_autonomous(dynamics, args, autonomous):
+def is_autonomous(dynamics, args, autonomous, y=None):
     """Whether the dynamics are called without the time.
 
     Args:
         dynamics: the user's callable.
         args: tuple of further arguments.
         autonomous: True, False, or None to find out for Keras layers: autonomous if `call` takes
-            one positional tensor argument (besides `args`), or a functional model one input. Where
-            optional arguments leave both possible, a first one called `t`, `time` or `s` is the
-            time.
+            one positional tensor argument (besides `args`), or a functional model no input besides
+            the state and `args`. Where optional arguments leave both possible, a first one called
+            `t`, `time` or `s` is the time.
+        y: the nest of the state; None: one tensor.
     """
     if autonomous is not None:
         if not isinstance(autonomous, bool):
@@ -150,9 +167,8 @@ def is_autonomous(dynamics, args, autonomous):
         return autonomous
     if not isinstance(dynamics, keras.Layer):
         return False
-    if is_functional(dynamics):
-        inputs = dynamics.inputs
-        return inputs is None or len(inputs) <= 1 + len(tf.nest.flatten(args))
+    if functional.is_functional(dynamics):
+        return len(dynamics.inputs) <= len(tf.nest.flatten((y, args)))
     parameters = [
         p
         for p in inspect.signature(dynamics.call).parameters.values()

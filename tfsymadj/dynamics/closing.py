@@ -223,8 +223,9 @@ def close(function, ys, owner=None, caller=None):
     """
     caller = caller or Caller()
     inputs = _Inputs(caller, contents.frozen_storages(owner))
+    losses = contents.losses(owner)
     graph = _traced(function, ys, inputs, caller)
-    contents.refuse_losses(owner)
+    contents.refuse_losses(owner, losses)
     inputs.frozen = contents.frozen_storages(owner)  # of layers that the trace built, too
     captured = [
         tensor

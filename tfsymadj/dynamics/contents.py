@@ -62,19 +62,28 @@ def refuse_unbuilt(x):
             )
 
 
-def refuse_losses(x):
+def losses(x):
+    """The losses that the Keras layers of a callable have added so far: `[(layer, loss)]`."""
+    return [pair for layer in Contents(x).layers for pair in _platform.collected_losses(layer)]
+
+
+def refuse_losses(x, before):
     """Refuses Keras layers that add losses when they are called, which no solve can collect.
+
+    Args:
+        x: a callable.
+        before: its `losses` of before the call: those are the business of whoever added them.
 
     Raises:
         ValueError: naming the layer.
     """
-    walk = Contents(x)
-    for layer in walk.layers:
-        for part in layer._flatten_layers():
-            if part._losses:
-                part._clear_losses()
-                raise ValueError(
-                    "`dynamics` must not add losses (`add_loss`, `activity_regularizer`): they "
-                    "would be those of single stages. Integrate the term as part of the state "
-                    f"instead. Received: layer {part.name!r}"
-                )
+    known = {id(loss) for _, loss in before}
+    added = [(layer, loss) for layer, loss in losses(x) if id(loss) not in known]
+    for layer, loss in added:
+        _platform.drop_loss(layer, loss)
+    if added:
+        raise ValueError(
+            "`dynamics` must not add losses (`add_loss`, `activity_regularizer`): they would be "
+            "those of single stages. Integrate the term as part of the state instead. "
+            f"Received: layer {added[0][0].name!r}"
+        )

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsymadj.dynamics import calling
+
 
 @keras.saving.register_keras_serializable(package="tfsymadj")
 class PeriodicDifference:
@@ -84,9 +86,13 @@ class _Energy(keras.Layer):
             total = tf.reduce_sum(self._total(y))
         return tape.gradient(total, y, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
+    @property
+    def layers(self):
+        """The energy, if Keras knows it: what `summary(expand_nested=True)` expands."""
+        return [self.energy] if isinstance(self.energy, keras.Layer) else []
+
     def _build_energy(self, shape):
-        if isinstance(self.energy, keras.Layer) and not self.energy.built:
-            self.energy.build(shape)
+        calling.build_layer(self.energy, keras.KerasTensor(shape, self.compute_dtype))
 
     def get_config(self):
         return {**super().get_config(), "energy": keras.saving.serialize_keras_object(self.energy)}
@@ -207,6 +213,9 @@ class HamiltonianDynamics(_Energy):
         """H of each example, `(batch,)`."""
         return self._total(tf.concat(y, -1) if isinstance(y, (tuple, list)) else y)
 
+    def compute_output_shape(self, y_shape):
+        return y_shape
+
     def compute_output_spec(self, y):
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, self.compute_dtype), y)
 
@@ -241,11 +250,15 @@ class SecondOrderDynamics(keras.Layer):
             )
         self.acceleration = acceleration
 
+    @property
+    def layers(self):
+        """The acceleration, if Keras knows it: what `summary(expand_nested=True)` expands."""
+        return [self.acceleration] if isinstance(self.acceleration, keras.Layer) else []
+
     def build(self, y_shape):
         if y_shape[-1] % 2:
             raise ValueError(f"`y` must hold q and v, of equal sizes. Received: shape {y_shape}")
-        if isinstance(self.acceleration, keras.Layer) and not self.acceleration.built:
-            self.acceleration.build(y_shape)
+        calling.build_layer(self.acceleration, keras.KerasTensor(y_shape, self.compute_dtype))
 
     def call(self, y):
         velocity = y[..., y.shape[-1] // 2 :]

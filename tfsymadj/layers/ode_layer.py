@@ -1,7 +1,10 @@
 """The neural ODE as a Keras layer."""
 
+import contextlib
 import functools
 import inspect
+import re
+import warnings
 
 import keras
 import numpy as np
@@ -11,6 +14,7 @@ from tfsymadj import _platform
 from tfsymadj.controllers import ConstantSteps, PIController
 from tfsymadj.dynamics import calling, contents
 from tfsymadj.gradients import GRADIENTS, NoGradient, gradient_is_wanted
+from tfsymadj.solution import Status
 from tfsymadj.solve import check_options, solve
 from tfsymadj.tableaus import ButcherTableau
 
@@ -32,9 +36,10 @@ class ODELayer(keras.Layer):
 
     Args:
         dynamics: Keras layer or model, or any callable `(t, y, *args) -> dy/dt`. A layer whose
-            `call` has one positional argument, and a functional model of one input, are called
-            as `dynamics(y)`. The variables of `tf.Module`s, of models of `tf_keras` and of plain
-            functions are among the layer's too.
+            `call` has one positional argument, and a functional model that has no input besides
+            the state and `args`, are called as `dynamics(y)`. A functional model gets the parts of
+            a dict by the names of its inputs. The variables of `tf.Module`s, of models of
+            `tf_keras` and of plain functions are among the layer's too.
         t: the times, at least two, strictly increasing or decreasing.
         return_sequences: whether the states at all times are returned, or the last one only.
         method: as in `tfsymadj.solve`, like all further options.
@@ -60,6 +65,8 @@ class ODELayer(keras.Layer):
             the layer's dtype. For times of each example see `tfsymadj.layers.RescaledTime`.
         args: further arguments of the dynamics; gradients reach them.
         training: handed to the dynamics if they take it.
+        mask: of `y0`, if that is a tensor; by default the one that Keras has attached to it. Handed
+            to the dynamics if they take it.
 
     Output shape:
         That of `y0`; with `return_sequences` `(batch, len(t), ...)`. The dtype is the layer's
@@ -130,31 +137,36 @@ class ODELayer(keras.Layer):
             count: keras.metrics.Mean(f"{self.name}_{name}")
             for count, name in (_TRACKED.items() if track_stats else ())
         }
-        self._specs = None
-        self._takes_training = isinstance(dynamics, keras.Layer) and (
-            "training" in inspect.signature(dynamics.call).parameters
-        )
+        self._specs = None  # of the state and `args` that the dynamics are built for
+        self._solved_for = None
+        self._infer = None
+        self._infers = False
+        self._status_counts = lambda: None
+        self._takes_training = calling.takes(dynamics, "training")
+        self._takes_mask = calling.takes(dynamics, "mask")
 
-    def __call__(self, y0, *args, **kwargs):
-        if not self.built:  # Keras tells `build` the shapes of `y0` and `t` only
-            given = inspect.signature(self.call).bind(y0, *args, **kwargs).arguments
-            args_given = given.get("args", ())
-            if not isinstance(args_given, (tuple, list)):
-                args_given = (args_given,)
-            self._specs = keras.tree.map_structure(_spec, (y0, tuple(args_given)))
-        return super().__call__(y0, *args, **kwargs)
+    @property
+    def layers(self):
+        """The dynamics, if Keras knows them: what `summary(expand_nested=True)` expands."""
+        return [self.dynamics] if isinstance(self.dynamics, keras.Layer) else []
 
-    def build(self, y0_shape, t_shape=None):
+    def __call__(self, *args, **kwargs):
+        if self.built:
+            return super().__call__(*args, **kwargs)
+        # Keras tells `build` shapes only, and nothing of what a subclass makes of the arguments.
+        self._specs, self._infer = None, functools.partial(self._inferred, *args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._infer = None
+
+    # One argument: of more, Keras wants to find the names in `call`, also in that of a subclass.
+    def build(self, y0_shape):
         if self._specs is None:
-            self._specs = (
-                keras.tree.map_shape_structure(
-                    lambda shape: keras.KerasTensor(shape, self._state_dtype), y0_shape
-                ),
-                (),
-            )
+            self._specs = self._specs_of_call() or (self._specs_like(y0_shape), ())
         y0, args = self._specs
         y0 = keras.tree.map_structure(self._state_spec, y0)
-        autonomous = self._is_autonomous(args)
+        autonomous = self._is_autonomous(y0, args)
         calling.build(self.dynamics, y0, args, autonomous)
         if not isinstance(self.dynamics, keras.Layer):
             found = calling.variables(self.dynamics, y0, args, autonomous)  # builds layers
@@ -163,18 +175,51 @@ class ODELayer(keras.Layer):
                 known = listed.get(_platform.storage(variable))
                 self._track_variable(_platform.adopted(variable) if known is None else known)
 
+    def _specs_of_call(self):
+        """What the call that builds the layer will solve for, as far as it can be known."""
+        if self._infer is None:
+            return None
+        self._solved_for = None
+        try:
+            self._infer()
+        except Exception:
+            # A subclass may make its weights after this.
+            if type(self).call is ODELayer.call:
+                raise
+        specs, self._solved_for = self._solved_for, None
+        return specs
+
+    def _specs_like(self, shape):
+        return keras.tree.map_shape_structure(
+            lambda shape: keras.KerasTensor(shape, self._state_dtype), shape
+        )
+
     def get_build_config(self):
-        return {"specs": keras.saving.serialize_keras_object(self._specs)} if self.built else None
+        if not self.built:
+            return None
+        specs = keras.saving.serialize_keras_object(self._specs)
+        return {**(super().get_build_config() or {}), "specs": specs}
 
     def build_from_config(self, config):
         if config:
             self._specs = keras.saving.deserialize_keras_object(config["specs"])
-            self.build(keras.tree.map_structure(lambda x: x.shape, self._specs[0]))
+            if type(self).build is ODELayer.build:
+                self.build(keras.tree.map_structure(lambda x: x.shape, self._specs[0]))
+            else:  # that of a subclass may want other shapes
+                super().build_from_config(config)
 
-    def call(self, y0, t=None, args=(), training=None):
+    def call(self, y0, t=None, args=(), training=None, mask=None):
+        if self._infers:
+            return keras.tree.map_structure(_placeholder, self._spec_call(y0, t, args))
         state = tf.nest.map_structure(lambda y: self._cast(y, self._state_dtype), y0)
+        args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+        if mask is None and tf.is_tensor(y0):
+            mask = _platform.mask_of(y0)
+        masked = self._takes_mask and tf.is_tensor(mask)
+        if masked:
+            args = (*args, mask)
         solution = solve(
-            functools.partial(self._derivative, bool(training)),
+            functools.partial(self._derivative, bool(training), masked),
             state,
             self.t if t is None else t,
             args=args,
@@ -184,18 +229,33 @@ class ODELayer(keras.Layer):
         if gradient_is_wanted():  # what is exported for other runtimes writes no variables
             for count, metric in self._counts.items():
                 metric.update_state(getattr(solution.stats, count))
+            statuses = self._status_counts()
+            if training and statuses is not None:
+                statuses.assign_add(tf.one_hot(solution.status, len(Status), dtype=statuses.dtype))
         if self.return_sequences:
             y = tf.nest.map_structure(_batch_first, solution.y)
         else:
             y = tf.nest.map_structure(lambda x: x[-1], solution.y)
         return tf.nest.map_structure(lambda x: self._cast(x, self.compute_dtype), y)
 
+    def count_statuses(self, counts):
+        """Lets training that is traced from now on count how its solves ended.
+
+        Args:
+            counts: integer variable `(len(Status),)`; None: no more.
+        """
+        self._status_counts = lambda: counts  # as an attribute it would be saved
+
     def compute_mask(self, inputs, previous_mask):
         return None if self.return_sequences else previous_mask
 
-    def _derivative(self, training, t, y, *args):
+    def _derivative(self, training, masked, t, y, *args):
         keywords = {"training": training} if self._takes_training else {}
-        result = calling.call(self.dynamics, t, y, args, self._is_autonomous(args), **keywords)
+        if masked:
+            *args, keywords["mask"] = args
+        with self._unwarned() if masked else contextlib.nullcontext():
+            autonomous = self._is_autonomous(y, args)
+            result = calling.call(self.dynamics, t, y, args, autonomous, **keywords)
         if isinstance(self.dynamics, keras.Layer):
             # Each Keras layer has a dtype of its own; the state keeps the solver's.
             dtypes = {tf.as_dtype(x.dtype) for x in tf.nest.flatten(y)}
@@ -204,8 +264,17 @@ class ODELayer(keras.Layer):
                 result = tf.nest.map_structure(lambda x: self._cast(x, dtype), result)
         return result
 
-    def _is_autonomous(self, args):
-        return calling.is_autonomous(self.dynamics, args, self.autonomous)
+    @contextlib.contextmanager
+    def _unwarned(self):
+        """Without Keras' warning that models lose masks: the layer itself hands it on."""
+        with warnings.catch_warnings():
+            name = re.escape(repr(self.dynamics.name))
+            which = rf"({name}.*|.*\(of type (Sequential|Functional)\))"
+            warnings.filterwarnings("ignore", f"Layer {which} was passed an input with a mask")
+            yield
+
+    def _is_autonomous(self, y, args):
+        return calling.is_autonomous(self.dynamics, args, self.autonomous, y)
 
     @property
     def _state_dtype(self):
@@ -221,15 +290,49 @@ class ODELayer(keras.Layer):
         x = tf.convert_to_tensor(x)
         return tf.cast(x, dtype) if x.dtype.is_floating else x
 
-    def compute_output_spec(self, y0, t=None, args=(), training=None):
-        count = len(self.t) if t is None else t.shape[0]
+    def compute_output_spec(self, *args, **kwargs):
+        return self._inferred(*args, **kwargs)
+
+    def compute_output_shape(self, y0_shape, t_shape=None):
+        t = None if t_shape is None else keras.KerasTensor(t_shape, "float64")
+        given = (self._specs_like(y0_shape), *([] if t is None else [t]))
+        try:
+            inspect.signature(self.call).bind(*given)
+        except TypeError as error:
+            raise NotImplementedError(
+                f"`{type(self).__name__}.call` has arguments of its own, and so needs a "
+                f"`compute_output_shape` of its own. Received: y0_shape={y0_shape}"
+            ) from error
+        return keras.tree.map_structure(lambda x: tuple(x.shape), self._inferred(*given))
+
+    def _inferred(self, *args, **kwargs):
+        """What `call` would return, symbolically and without a solve."""
+        if type(self).call is ODELayer.call:
+            return self._spec_call(*args, **kwargs)
+        self._infers = True
+        try:
+            return keras.Operation.compute_output_spec(self, *args, **kwargs)
+        finally:
+            self._infers = False
+
+    def _spec_call(self, y0, t=None, args=(), training=None, mask=None):
+        del training, mask
+        args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+        y0, *args = keras.tree.map_structure(_spec, (y0, *args))
+        if not self.built:
+            self._solved_for = y0, tuple(args)
+        count = len(self.t) if t is None else np.shape(t)[0]
 
         def output(y):
-            shape = tuple(y.shape)
-            if self.return_sequences:
-                shape = (shape[0], count, *shape[1:])
-            dtype = y.dtype if tf.as_dtype(y.dtype).is_complex else self.compute_dtype
-            return keras.KerasTensor(shape, dtype)
+            dtype = tf.as_dtype(y.dtype)
+            if not (dtype.is_floating or dtype.is_complex):
+                raise TypeError(
+                    "`y0` must be floating or complex: cast it, or make it so by a layer such as "
+                    "`keras.layers.Rescaling` or `keras.layers.Embedding`. "
+                    f"Received: dtype {dtype.name} in {y.name!r}"
+                )
+            shape = (y.shape[0], count, *y.shape[1:]) if self.return_sequences else y.shape
+            return keras.KerasTensor(shape, y.dtype if dtype.is_complex else self.compute_dtype)
 
         return keras.tree.map_structure(output, y0)
 
@@ -264,4 +367,11 @@ def _batch_first(y):
 
 def _spec(x):
     x = x if hasattr(x, "shape") else np.asarray(x, "float32")
-    return keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype))
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    # A new one: that of a model knows the model, and would be saved with it.
+    name = x.name if isinstance(x, keras.KerasTensor) else None
+    return keras.KerasTensor(x.shape, dtype, name=name)
+
+
+def _placeholder(spec):
+    return tf.compat.v1.placeholder(spec.dtype, spec.shape)

@@ -19,6 +19,11 @@ def beside(t, y):
     return tf.reshape(tf.cast(t, y.dtype), [-1, *[1] * (y.shape.rank - 1)])
 
 
+def _masked(layer, mask):
+    """The keyword by which a layer gets the mask of a state, if it takes one."""
+    return {"mask": mask} if mask is not None and calling.takes(layer, "mask") else {}
+
+
 @keras.saving.register_keras_serializable(package="tfsymadj")
 class ConcatTime(keras.Layer):
     """Appends the time to the last axis of its input, as a feature or a channel.
@@ -43,22 +48,29 @@ class ConcatTime(keras.Layer):
 
     def __init__(self, layer, **kwargs):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.layer = layer
 
-    def build(self, t_shape, y_shape):
-        if not self.layer.built:
-            self.layer.build((*y_shape[:-1], y_shape[-1] + 1))
+    @property
+    def layers(self):
+        """What `summary(expand_nested=True)` expands."""
+        return [self.layer]
 
-    def call(self, t, y):
+    def build(self, t_shape, y_shape):
+        calling.build_layer(self.layer, self._longer(y_shape, self.compute_dtype))
+
+    def _longer(self, shape, dtype):
+        return keras.KerasTensor((*shape[:-1], shape[-1] + 1), dtype)
+
+    def call(self, t, y, mask=None):
         column = beside(t, y) * tf.ones_like(y[..., :1])
-        return self.layer(tf.concat([y, column], -1))
+        return self.layer(tf.concat([y, column], -1), **_masked(self.layer, mask))
 
     def compute_output_shape(self, t_shape, y_shape):
-        return self.layer.compute_output_shape((*y_shape[:-1], y_shape[-1] + 1))
+        return self.layer.compute_output_spec(self._longer(y_shape, self.compute_dtype)).shape
 
-    def compute_output_spec(self, t, y):
-        longer = keras.KerasTensor((*y.shape[:-1], y.shape[-1] + 1), y.dtype)
-        return self.layer.compute_output_spec(longer)
+    def compute_output_spec(self, t, y, mask=None):
+        return self.layer.compute_output_spec(self._longer(y.shape, y.dtype))
 
     def get_config(self):
         layer = keras.saving.serialize_keras_object(self.layer)
@@ -160,27 +172,30 @@ class TimeSequential(keras.Layer):
         super().__init__(**kwargs)
         if not layers:
             raise ValueError(f"`layers` must hold at least one layer. Received: {layers!r}")
+        self.supports_masking = True
         self.layers = list(layers)
 
     def build(self, t_shape, y_shape):
+        t, y = self._specs(t_shape, y_shape)
         for layer in self.layers:
-            if not layer.built:
-                layer.build(t_shape, y_shape)
-                layer.built = True
-            y_shape = layer.compute_output_shape(t_shape, y_shape)
+            calling.build_layer(layer, t, y)
+            y = layer.compute_output_spec(t, y)
 
-    def call(self, t, y):
+    def _specs(self, *shapes):
+        return [keras.KerasTensor(shape, self.compute_dtype) for shape in shapes]
+
+    def call(self, t, y, mask=None):
         for layer in self.layers:
-            y = layer(t, y)
+            y = layer(t, y, **_masked(layer, mask))
         return tf.cast(y, self.compute_dtype)  # the layers have dtypes of their own
 
     def compute_output_shape(self, t_shape, y_shape):
-        for layer in self.layers:
-            y_shape = layer.compute_output_shape(t_shape, y_shape)
-        return y_shape
+        return self.compute_output_spec(*self._specs(t_shape, y_shape)).shape
 
-    def compute_output_spec(self, t, y):
-        return keras.KerasTensor(self.compute_output_shape(t.shape, y.shape), self.compute_dtype)
+    def compute_output_spec(self, t, y, mask=None):
+        for layer in self.layers:
+            y = layer.compute_output_spec(t, y)
+        return keras.KerasTensor(y.shape, self.compute_dtype)
 
     def get_config(self):
         layers = [keras.saving.serialize_keras_object(layer) for layer in self.layers]
@@ -233,28 +248,38 @@ class RescaledTime(keras.Layer):
         super().__init__(**kwargs)
         if not callable(dynamics):
             raise TypeError(f"`dynamics` must be callable. Received: {dynamics!r}")
+        self.supports_masking = True
         self.dynamics = dynamics
         self.autonomous = autonomous
+
+    @property
+    def layers(self):
+        """The dynamics, if Keras knows them: what `summary(expand_nested=True)` expands."""
+        return [self.dynamics] if isinstance(self.dynamics, keras.Layer) else []
 
     def build(self, s_shape, y_shape, duration_shape=None, start_shape=None):
         y = keras.tree.map_shape_structure(
             lambda shape: keras.KerasTensor(shape, self.compute_dtype), y_shape
         )
-        calling.build(self.dynamics, y, (), self._is_autonomous())
+        calling.build(self.dynamics, y, (), self._is_autonomous(y))
 
-    def call(self, s, y, duration, start=None):
+    def call(self, s, y, duration, start=None, mask=None):
         like = tf.nest.flatten(y)[0]
         duration = beside(duration, like)
         t = beside(s, like) * duration
         if start is not None:
             t = t + beside(start, like)
-        slopes = calling.call(self.dynamics, t, y, (), self._is_autonomous())
+        keywords = _masked(self.dynamics, mask)
+        slopes = calling.call(self.dynamics, t, y, (), self._is_autonomous(y), **keywords)
         return tf.nest.map_structure(lambda k: beside(duration, k) * k, slopes)
 
-    def _is_autonomous(self):
-        return calling.is_autonomous(self.dynamics, (), self.autonomous)
+    def _is_autonomous(self, y):
+        return calling.is_autonomous(self.dynamics, (), self.autonomous, y)
 
-    def compute_output_spec(self, s, y, duration, start=None):
+    def compute_output_shape(self, s_shape, y_shape, duration_shape=None, start_shape=None):
+        return y_shape
+
+    def compute_output_spec(self, s, y, duration, start=None, mask=None):
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), y)
 
     def get_config(self):
