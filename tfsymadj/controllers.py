@@ -214,6 +214,10 @@ class TabulatedSteps(Controller):
         return tf.constant(True), state + 1
 
 
+#: What is divided by is not less: a number of float32 whose inverse is one, too.
+_TINY = 1e-37
+
+
 class _PIState(NamedTuple):
     step: tf.Tensor
     error: tf.Tensor  # of the last accepted step
@@ -360,18 +364,32 @@ class PIController(Controller):
 
     def error_norm(self, errors, ys, ends):
         magnitudes = [tf.maximum(tf.abs(a), tf.abs(b)) for a, b in zip(ys, ends)]
+        if self._may_lack_scale:  # an error counts in any case
+            magnitudes = [
+                tf.where(tf.not_equal(e, 0.0), tf.maximum(m, _TINY), m)
+                for e, m in zip(errors, magnitudes)
+            ]
         return self.scaled_norm(errors, magnitudes)
 
+    @property
+    def _may_lack_scale(self):
+        return any(np.any(np.equal(leaf, 0)) for leaf in tf.nest.flatten(self.atol))
+
     def scaled_norm(self, xs, magnitudes):
-        """Root mean square of x / (atol + rtol magnitude) over all tensors, float64 scalar."""
+        """Root mean square of x / (atol + rtol magnitude) over all tensors, float64 scalar.
+
+        Entries that are zero, without an absolute tolerance, have no scale and don't count.
+        """
         total, count = tf.zeros([], tf.float64), tf.zeros([], tf.float64)
         for i, (x, magnitude) in enumerate(zip(xs, magnitudes)):
             rtol, atol = (tolerance_of(v, i, len(xs)) for v in (self.rtol, self.atol))
             rtol = tf.cast(attainable(rtol, magnitude.dtype), magnitude.dtype)
             atol = tf.cast(atol, magnitude.dtype)
-            # With atol = 0 a component may be exactly zero, and its error too.
-            scale = tf.maximum(atol + rtol * magnitude, magnitude.dtype.as_numpy_dtype(1e-37))
-            ratio = tf.abs(x) / scale
+            scale = atol + rtol * magnitude
+            ratio = tf.abs(x) / tf.maximum(scale, tf.cast(_TINY, scale.dtype))
+            if self._may_lack_scale:
+                counts = tf.logical_or(magnitude > 0.0, atol > 0.0)
+                ratio = tf.where(counts, ratio, tf.zeros_like(ratio))
             total = total + tf.cast(tf.reduce_sum(ratio * ratio), tf.float64)
             count = count + tf.cast(tf.size(x), tf.float64)
         return tf.sqrt(total / tf.maximum(count, 1.0))

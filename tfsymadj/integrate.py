@@ -364,17 +364,8 @@ def _automatic_first_step(problem, slopes):
     least = tf.maximum(10.0 * _EPSILON * tf.abs(ts[0]), 1e-20 * length)
 
     def norm(xs):
-        """The controller's; if it is out of all bounds, without entries that have no scale yet:
-        those that are zero, where there is no absolute tolerance.
-        """
-        whole = controller.scaled_norm(xs, magnitudes)
-        # Squares of what is scaled down don't overflow.
-        scaled = [
-            tf.where(m > 0, tf.cast(2.0**-64, x.dtype) * x, tf.zeros_like(x))
-            for x, m in zip(xs, magnitudes)
-        ]
-        known = 2.0**64 * controller.scaled_norm(scaled, magnitudes)
-        return tf.minimum(tf.where(whole * length < 1e25, whole, known), 1e100)
+        # Squares overflow where a tolerance is far below an entry.
+        return tf.minimum(controller.scaled_norm(xs, magnitudes), 1e100)
 
     size, slope = norm(ys), norm(slopes)
     small = tf.logical_or(size < 1e-5, slope < 1e-5)

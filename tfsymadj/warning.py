@@ -22,12 +22,17 @@ def warn(message):
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_library(frame):
         frame = frame.f_back
-    filename, lineno = _platform.original_line(frame) or (frame.f_code.co_filename, frame.f_lineno)
+    filename, lineno = _line(frame)
     registry = frame.f_globals.setdefault("__warningregistry__", {})
     module = frame.f_globals.get("__name__")
     warnings.warn_explicit(message, UserWarning, filename, lineno, module, registry)
 
 
+def _line(frame):
+    return _platform.original_line(frame) or (frame.f_code.co_filename, frame.f_lineno)
+
+
 def _is_library(frame):
+    filename, _ = _line(frame)
     name = frame.f_globals.get("__name__") or ""
-    return frame.f_code.co_filename.startswith(_HERE) or name.partition(".")[0] in _LIBRARIES
+    return filename.startswith(_HERE) or name.partition(".")[0] in _LIBRARIES
