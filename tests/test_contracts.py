@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, run
+from conftest import MODES, XLA_SLOW, run
 
 import tfsymadj
 from tfsymadj import (
@@ -220,7 +220,7 @@ class Halving(Controller):
         return tf.cast(tf.reduce_max(tf.stack(largest)), tf.float64) / 1e-4
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", XLA_SLOW)
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.complex64])
 @pytest.mark.parametrize("method", ["dopri5", "adaptive_heun"])
 def test_controller_by_the_documented_methods(method, dtype, mode):
