@@ -271,6 +271,29 @@ def test_subclass_of_the_controller_keeps_its_overrides(mode):
     assert int(run(lambda: compute(Most(1e-3, 1e-6, most=0.5)), mode).num_accepted) < 30
 
 
+class Halves(ConstantSteps):
+    """Equal steps, but for the first half of each interval in one step."""
+
+    def propose(self, state, t, start, end):
+        p = super().propose(state, t, start, end)
+        first = tf.equal(state, 0)
+        step = tf.where(first, (end - start) / 2.0, (end - start) / 4.0)
+        return p._replace(step=step, end=tf.where(p.hits_end, end, t + step))
+
+
+def test_subclass_of_constant_steps_keeps_its_overrides():
+    def solve():
+        return float(
+            tfsymadj.odeint(
+                decay, tf.ones([1]), [0.0, 1.0], method="euler", controller=Halves(num_steps=3)
+            )[-1, 0]
+        )
+
+    assert solve() == 0.5 * 0.75 * 0.75
+    with tfsymadj.no_gradient():  # which has a table for steps that are known beforehand
+        assert solve() == 0.5 * 0.75 * 0.75
+
+
 @pytest.mark.parametrize(
     "gradient, tolerances",
     [

@@ -378,6 +378,22 @@ def test_wrong_args(args, mode):
         run(lambda: tfsymadj.odeint(lambda t, y, *args: -y, 1.0, [0.0, 1.0], args=args), mode)
 
 
+@pytest.mark.parametrize(
+    "result",
+    [tf.RaggedTensor.from_tensor, tf.sparse.from_dense, lambda y: "text", lambda y: object()],
+)
+def test_wrong_results_of_the_dynamics(result):
+    with pytest.raises(TypeError, match="`dynamics`(.|\n)*Received: "):
+        tfsymadj.odeint(lambda t, y: result(y), tf.ones([2, 2]), [0.0, 1.0])
+
+
+@pytest.mark.parametrize("name", ["y0", "args"])
+def test_symbolic_tensors_of_keras(name):
+    options = dict(y0=1.0, args=()) | {name: keras.Input((2,))}
+    with pytest.raises(ValueError, match=f"`{name}`.*`ODELayer`"):
+        tfsymadj.odeint(lambda t, y, *args: -y, t=[0.0, 1.0], **options)
+
+
 @pytest.mark.parametrize("mode", XLA_SLOW)
 def test_states_of_numbers(mode):
     def solve(y0):

@@ -162,6 +162,9 @@ class ConstantSteps(Controller):
         return total
 
     def table(self, times):
+        cls = type(self)
+        if (cls.propose, cls.adapt) != (ConstantSteps.propose, ConstantSteps.adapt):
+            return None  # the steps of a subclass are its own
         with tf.init_scope():
             counts = self._count(tf.constant(np.diff(times))).numpy()
         ends = [np.linspace(a, b, n + 1)[1:] for a, b, n in zip(times, times[1:], counts)]

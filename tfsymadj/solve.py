@@ -316,8 +316,9 @@ def _as_tensor(name, x):
         raise type(error)(
             f"`{name}` must be a dense tensor of numbers, or a nest of such (a tuple or dict; a "
             "list of numbers is an array): use `to_tensor()` of a ragged and `tf.sparse.to_dense` "
-            "of a sparse one, a tuple for arrays of unequal shapes, and leave out what is None or "
-            f"bind it by `functools.partial`. Received: {x!r}"
+            "of a sparse one, a tuple for arrays of unequal shapes, `ODELayer` for symbolic ones "
+            "of Keras, and leave out what is None or bind it by `functools.partial`. "
+            f"Received: {x!r}"
         ) from error
     return x
 

@@ -211,9 +211,15 @@ def _checked(result, like, ys):
     for value, y in zip(tf.nest.flatten(result), ys):
         if value is None:
             raise TypeError(f"`dynamics` must return a tensor for each of `y0`. Received: {value}")
-        if not tf.is_tensor(value) or isinstance(value, tf.IndexedSlices):
-            value = tf.convert_to_tensor(value, dtype_hint=y.dtype)
-        value = tf.convert_to_tensor(value)
+        try:
+            if not tf.is_tensor(value) or isinstance(value, tf.IndexedSlices):
+                value = tf.convert_to_tensor(value, dtype_hint=y.dtype)
+            value = tf.convert_to_tensor(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "`dynamics` must return dense tensors, nothing ragged or sparse. "
+                f"Received: {value!r}"
+            ) from error
         if value.dtype != y.dtype:
             raise TypeError(
                 f"`dynamics` must return the dtype of `y0`, {y.dtype.name}; cast its result. "
