@@ -180,6 +180,36 @@ def test_numbers():
     assert is_real(3) and is_real(np.float32(3)) and not is_real(False) and not is_real("3")
 
 
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda: PIController(proportional="a"), "proportional"),
+        (lambda: PIController(derivative=np.nan), "derivative"),
+        (lambda: PIController(integral="a"), "integral"),
+        (lambda: PIController(integral=True), "integral"),
+        (lambda: PIController(safety=True), "safety"),
+        (lambda: PIController(rtol=True), "rtol"),
+        (lambda: PIController(atol={"a": 1.0, "b": "c"}), "atol"),
+        (lambda: ConstantSteps(True), "num_steps"),
+        (lambda: ConstantSteps(np.float64(2)), "num_steps"),
+        (lambda: ConstantSteps(step_size=True), "step_size"),
+        (lambda: ContinuousAdjoint(rtol="a"), "rtol"),
+        (lambda: ContinuousAdjoint(atol=True), "atol"),
+        (lambda: SymplecticAdjoint(True), "checkpoints"),
+        (lambda: HutchinsonTrace(num_samples=True), "num_samples"),
+        (lambda: HutchPlusPlusTrace(3.0), "num_samples"),
+    ],
+)
+def test_wrong_options(make, name):
+    with pytest.raises(ValueError, match=f"`{name}`.*Received: "):
+        make()
+
+
+def test_tolerance_that_is_a_tensor_of_a_graph():
+    with pytest.raises(ValueError, match="`rtol`(.|\n)*Received: "):
+        tf.function(lambda x: PIController(rtol=x).rtol)(tf.constant(1e-3))
+
+
 def test_own_gradients_in_eager_solves():
     options = dict(method="euler", num_steps=2)
     for scale in (1.0, 10.0, 1.0):

@@ -145,6 +145,25 @@ def test_half_precision_adaptive(options, dtype, mode):
 
 
 @pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    "gradient", [slow("backprop"), slow("baseline"), "aca", slow("continuous_adjoint")]
+)
+def test_half_precision_of_the_other_gradients(gradient, dtype):
+    w = tf.Variable([1.0, 0.5], dtype=dtype)
+    y0 = tf.ones([2], dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(y0)
+        y = tfsymadj.odeint(lambda t, y: -w * y, y0, [0.0, 1.0], gradient=gradient, rtol=1e-2)
+        value = tf.reduce_sum(y[-1])
+    expected = np.exp([-1.0, -0.5])
+    for found, exact in zip(tape.gradient(value, [y0, w]), (expected, -expected)):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(
+            tf.cast(found, tf.float32), exact, rtol=0.03 + 6 * EPSILON[dtype]
+        )
+
+
+@pytest.mark.parametrize("dtype", HALF)
 def test_half_precision_sums_are_compensated(dtype):
     """A thousand steps, each of them too small for half precision."""
     y = tfsymadj.odeint(

@@ -279,11 +279,17 @@ class PIController(Controller):
     ):
         for name, value in (("rtol", rtol), ("atol", atol)):
             for leaf in tf.nest.flatten(value):
-                array = np.asarray(leaf)
+                try:
+                    array = np.asarray(leaf)
+                except NotImplementedError:  # a tensor of a graph
+                    array = np.array(None)
                 if array.dtype.kind not in "fiu" or not np.all((array >= 0) & (array < np.inf)):
                     raise ValueError(
-                        f"`{name}` must be finite and not negative. Received: {leaf!r}"
+                        f"`{name}` must be finite numbers, not negative. Received: {leaf!r}"
                     )
+        for name, value in (("proportional", proportional), ("derivative", derivative)):
+            if not (is_real(value) and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a finite number. Received: {value!r}")
         for name, value, low, high in (
             ("safety", safety, 0.0, 1.0),
             ("min_factor", min_factor, 0.0, 1.0),
@@ -291,8 +297,8 @@ class PIController(Controller):
         ):
             if not (is_real(value) and low < value <= high):
                 raise ValueError(f"`{name}` must be in ({low}, {high}]. Received: {value!r}")
-        if not integral > 0:
-            raise ValueError(f"`integral` must be positive. Received: {integral!r}")
+        if not (is_real(integral) and 0 < integral < math.inf):
+            raise ValueError(f"`integral` must be positive and finite. Received: {integral!r}")
         if not min_factor < 1:
             raise ValueError(f"`min_factor` must be less than one. Received: {min_factor!r}")
         self.rtol, self.atol = rtol, atol

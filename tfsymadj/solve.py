@@ -59,11 +59,18 @@ def solve(
         dynamics: callable `(t, y, *args) -> dy/dt`: a function, a Keras layer or model, a
             `tf.Module`. `t` is a scalar in the real dtype of the state; the result has the
             structure, shapes and dtypes of `y`. It must be reproducible: no dropout, no updates
-            of variables.
-        y0: the initial state: a tensor or any nest of tensors, floating or complex.
+            of variables. Python's `if`, `while` and `for` work on tensors (AutoGraph), but not in
+            Keras layers.
+        y0: the initial state: a tensor or any nest of tensors, floating or complex. A list of
+            numbers is an array. In half precision only the dynamics get it, the solver holds it in
+            float32.
         t: 1-D, at least two entries, strictly increasing or decreasing: the times at which the
-            solution is returned. The solver steps to them exactly.
-        args: nest of tensors; a tuple or list is passed as positional arguments.
+            solution is returned. The solver steps to them exactly, in float64. Where the dynamics
+            can't tell them apart in the dtype of the state, as times in seconds since 1970 in
+            float32, a warning says so: solve over `t - t[0]`, and add `t[0]` in the dynamics, from
+            a float64 tensor in `args`.
+        args: nest of tensors; a tuple or list is passed as positional arguments. Numbers of Python
+            get the real dtype of the state, arrays and tensors keep theirs.
         method: name of a method (see `tfsymadj.METHODS`) or a `ButcherTableau`.
         rtol: relative tolerance of adaptive steps; see `PIController`.
         atol: absolute tolerance of adaptive steps.
@@ -73,7 +80,8 @@ def solve(
             and `atol` or `num_steps` or `step_size`.
         first_step: size of an adaptive solve's first step; None chooses it.
         min_step: smallest step of an adaptive solve; None: as long as t + h differs from t.
-        max_steps: bound of the steps that an adaptive solve may try, over all of `t`.
+        max_steps: bound of the steps that an adaptive solve may try, over all of `t`; at least
+            one for each interval of `t`.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
@@ -398,18 +406,19 @@ def _warn_of_times(dynamics, state, times, options, num_accepted=None):
         num_accepted: the number of steps, where the solve is over.
     """
     values = tf.get_static_value(times)
-    if values is None or options.autonomous or calling.ignores_time(dynamics):
+    if values is None or options.autonomous:
         return
     dtype = tf.nest.flatten(state)[0].dtype.real_dtype
     latest = np.max(np.abs(values))
     spacing = float(np.spacing(latest.astype(dtype.as_numpy_dtype)))
     lengths = np.abs(np.diff(values))
     step, length = np.min(lengths), np.sum(lengths)
-    if not options.controller.adaptive or length < options.max_steps * spacing:
+    # To read the number of steps is to wait for them: done only where they may be too small.
+    if length < spacing * (options.max_steps if options.controller.adaptive else 2**20):
         count = options.controller.num_steps(times) if num_accepted is None else num_accepted
         count = tf.get_static_value(count) if tf.is_tensor(count) else count
         step = min(step, length / max(int(count or 0), 1))
-    if step < spacing:
+    if step < spacing and not calling.ignores_time(dynamics):
         warn(
             f"The dynamics can't tell the times of `t` apart: they get them in {dtype.name}, the "
             "real dtype of the state. Shift the origin of time: solve over `t - t[0]` and add "

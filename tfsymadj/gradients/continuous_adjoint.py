@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from tfsymadj.config import is_real
 from tfsymadj.controllers import PIController, tolerance_of
 from tfsymadj.gradients.recomputing import InputGradients, Recomputing, accumulator
 from tfsymadj.integrate import integrate, poison
@@ -48,7 +49,7 @@ class ContinuousAdjoint(Recomputing):
 
     def __init__(self, rtol=None, atol=None, method=None):
         for name, value in (("rtol", rtol), ("atol", atol)):
-            if value is not None and not (np.isscalar(value) and 0 <= value < np.inf):
+            if value is not None and not (is_real(value) and 0 <= value < np.inf):
                 raise ValueError(
                     f"`{name}` must be a finite scalar, not negative, or None. Received: {value!r}"
                 )
