@@ -1,5 +1,7 @@
 """Tests of what the library relies on in TensorFlow: they fail the day that it changes."""
 
+import inspect
+import sys
 import threading
 
 import keras
@@ -364,3 +366,28 @@ def test_masks_of_tensors():
     assert _platform.mask_of(x) is None
     outputs = keras.layers.Dense(1)(_platform.with_mask(x, mask))
     np.testing.assert_array_equal(_platform.mask_of(outputs), mask)
+
+
+# Lines of code
+
+
+@tf.autograph.experimental.do_not_convert
+def generated_line():
+    """The innermost line of generated code, None if there is none."""
+    frame = sys._getframe(1)
+    while frame is not None and _platform.original_line(frame) is None:
+        frame = frame.f_back
+    return frame and _platform.original_line(frame)
+
+
+def test_original_line_of_generated_code():
+    found = []
+
+    def dynamics(y):
+        found.append(generated_line())
+        return y
+
+    tf.function(lambda y: dynamics(y))(tf.constant(1.0))
+    dynamics(1.0)
+    line = inspect.getsourcelines(dynamics)[1] + 1
+    assert found == [(__file__, line), None]

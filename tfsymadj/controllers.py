@@ -5,11 +5,14 @@ carries. Step sizes are constants for the derivative: gradients are those of the
 taken.
 """
 
+import copy
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from tfsymadj.config import Configured, is_int, is_real
 
 
 class Proposal(NamedTuple):
@@ -31,27 +34,17 @@ class Proposal(NamedTuple):
     step_fraction: tf.Tensor
 
 
-class Controller:
+class Controller(Configured):
     """What the loop asks of a controller; derive your own from this class.
+
+    `initial_state`, `propose` and `adapt` are needed, for an adaptive one `error_norm` too, and
+    `get_config` if the constructor takes arguments.
 
     Attributes:
         adaptive: whether the controller needs an error estimate.
     """
 
     adaptive = False
-
-    def get_config(self):
-        """The constructor's arguments, for saving."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_config(cls, config):
-        """The controller of a config."""
-        return cls(**config)
-
-    def __repr__(self):
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
 
     def for_method(self, tableau):
         """The controller for a method; called once before the solve."""
@@ -96,8 +89,21 @@ class Controller:
         raise NotImplementedError
 
     def error_norm(self, errors, ys, ends):
-        """Norm of an error estimate relative to the tolerances, float64 scalar."""
+        """Norm of an error estimate relative to the tolerances, float64 scalar.
+
+        Args:
+            errors: the estimate, list of tensors like the state.
+            ys: the state before the step.
+            ends: the state after it.
+        """
         raise NotImplementedError
+
+    def scaled_norm(self, xs, magnitudes):
+        """`error_norm` of tensors like the state, at states of these magnitudes: how the automatic
+        first step measures the state and its slope.
+        """
+        states = [tf.cast(m, x.dtype) for x, m in zip(xs, magnitudes)]
+        return self.error_norm(xs, states, states)
 
 
 class ConstantSteps(Controller):
@@ -124,13 +130,9 @@ class ConstantSteps(Controller):
                 "Exactly one of `num_steps` and `step_size` must be given. "
                 f"Received: num_steps={num_steps!r}, step_size={step_size!r}"
             )
-        if num_steps is not None and (
-            isinstance(num_steps, bool)
-            or not isinstance(num_steps, (int, np.integer))
-            or not 1 <= num_steps < 2**31 - 1
-        ):
+        if num_steps is not None and not (is_int(num_steps, 1) and num_steps < 2**31 - 1):
             raise ValueError(f"`num_steps` must be a positive int32. Received: {num_steps!r}")
-        if step_size is not None and not (_is_real(step_size) and 0 < step_size < math.inf):
+        if step_size is not None and not (is_real(step_size) and 0 < step_size < math.inf):
             raise ValueError(
                 f"`step_size` must be a positive, finite number. Received: {step_size!r}"
             )
@@ -160,6 +162,9 @@ class ConstantSteps(Controller):
         return total
 
     def table(self, times):
+        cls = type(self)
+        if (cls.propose, cls.adapt) != (ConstantSteps.propose, ConstantSteps.adapt):
+            return None  # the steps of a subclass are its own
         with tf.init_scope():
             counts = self._count(tf.constant(np.diff(times))).numpy()
         ends = [np.linspace(a, b, n + 1)[1:] for a, b, n in zip(times, times[1:], counts)]
@@ -194,6 +199,9 @@ class TabulatedSteps(Controller):
     def __init__(self, ends, steps, hits_end):
         self._ends, self._steps, self._hits_end = ends, steps, hits_end
 
+    def get_config(self):
+        return {"ends": self._ends, "steps": self._steps, "hits_end": self._hits_end}
+
     def num_steps(self, ts):
         return len(self._steps)
 
@@ -207,6 +215,10 @@ class TabulatedSteps(Controller):
 
     def adapt(self, state, proposal, error):
         return tf.constant(True), state + 1
+
+
+#: What is divided by is not less: a number of float32 whose inverse is one, too.
+_TINY = 1e-37
 
 
 class _PIState(NamedTuple):
@@ -267,20 +279,26 @@ class PIController(Controller):
     ):
         for name, value in (("rtol", rtol), ("atol", atol)):
             for leaf in tf.nest.flatten(value):
-                array = np.asarray(leaf)
+                try:
+                    array = np.asarray(leaf)
+                except NotImplementedError:  # a tensor of a graph
+                    array = np.array(None)
                 if array.dtype.kind not in "fiu" or not np.all((array >= 0) & (array < np.inf)):
                     raise ValueError(
-                        f"`{name}` must be finite and not negative. Received: {leaf!r}"
+                        f"`{name}` must be finite numbers, not negative. Received: {leaf!r}"
                     )
+        for name, value in (("proportional", proportional), ("derivative", derivative)):
+            if not (is_real(value) and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a finite number. Received: {value!r}")
         for name, value, low, high in (
             ("safety", safety, 0.0, 1.0),
             ("min_factor", min_factor, 0.0, 1.0),
             ("max_factor", max_factor, 1.0, math.inf),
         ):
-            if not (_is_real(value) and low < value <= high):
+            if not (is_real(value) and low < value <= high):
                 raise ValueError(f"`{name}` must be in ({low}, {high}]. Received: {value!r}")
-        if not integral > 0:
-            raise ValueError(f"`integral` must be positive. Received: {integral!r}")
+        if not (is_real(integral) and 0 < integral < math.inf):
+            raise ValueError(f"`integral` must be positive and finite. Received: {integral!r}")
         if not min_factor < 1:
             raise ValueError(f"`min_factor` must be less than one. Received: {min_factor!r}")
         self.rtol, self.atol = rtol, atol
@@ -307,11 +325,15 @@ class PIController(Controller):
 
     def for_method(self, tableau):
         """The controller for the order of a method's error estimate."""
-        bound = object.__new__(PIController)
-        bound.__dict__.update(
-            self.__dict__, error_order=min(tableau.order, tableau.embedded_order) + 1
-        )
+        bound = copy.copy(self)
+        bound.error_order = min(tableau.order, tableau.embedded_order) + 1
         return bound
+
+    def with_tolerances(self, rtol, atol):
+        """The same controller, of a subclass too, with other tolerances."""
+        changed = copy.copy(self)
+        changed.rtol, changed.atol = rtol, atol
+        return changed
 
     def initial_state(self, first_step):
         one = tf.ones([], tf.float64)
@@ -351,18 +373,32 @@ class PIController(Controller):
 
     def error_norm(self, errors, ys, ends):
         magnitudes = [tf.maximum(tf.abs(a), tf.abs(b)) for a, b in zip(ys, ends)]
+        if self._may_lack_scale:  # an error counts in any case
+            magnitudes = [
+                tf.where(tf.not_equal(e, 0.0), tf.maximum(m, _TINY), m)
+                for e, m in zip(errors, magnitudes)
+            ]
         return self.scaled_norm(errors, magnitudes)
 
+    @property
+    def _may_lack_scale(self):
+        return any(np.any(np.equal(leaf, 0)) for leaf in tf.nest.flatten(self.atol))
+
     def scaled_norm(self, xs, magnitudes):
-        """Root mean square of x / (atol + rtol magnitude) over all tensors, float64 scalar."""
+        """Root mean square of x / (atol + rtol magnitude) over all tensors, float64 scalar.
+
+        Entries that are zero, without an absolute tolerance, have no scale and don't count.
+        """
         total, count = tf.zeros([], tf.float64), tf.zeros([], tf.float64)
         for i, (x, magnitude) in enumerate(zip(xs, magnitudes)):
             rtol, atol = (tolerance_of(v, i, len(xs)) for v in (self.rtol, self.atol))
             rtol = tf.cast(attainable(rtol, magnitude.dtype), magnitude.dtype)
             atol = tf.cast(atol, magnitude.dtype)
-            # With atol = 0 a component may be exactly zero, and its error too.
-            scale = tf.maximum(atol + rtol * magnitude, magnitude.dtype.as_numpy_dtype(1e-37))
-            ratio = tf.abs(x) / scale
+            scale = atol + rtol * magnitude
+            ratio = tf.abs(x) / tf.maximum(scale, tf.cast(_TINY, scale.dtype))
+            if self._may_lack_scale:
+                counts = tf.logical_or(magnitude > 0.0, atol > 0.0)
+                ratio = tf.where(counts, ratio, tf.zeros_like(ratio))
             total = total + tf.cast(tf.reduce_sum(ratio * ratio), tf.float64)
             count = count + tf.cast(tf.size(x), tf.float64)
         return tf.sqrt(total / tf.maximum(count, 1.0))
@@ -370,7 +406,7 @@ class PIController(Controller):
 
 def attainable(rtol, dtype):
     """A relative tolerance that rounding errors don't exceed; zero stays zero."""
-    epsilon = np.finfo(dtype.as_numpy_dtype).eps
+    epsilon = float(np.spacing(np.ones([], dtype.as_numpy_dtype)))  # `finfo` knows no bfloat16
     return np.where((np.asarray(rtol) > 0) & (np.asarray(rtol) < epsilon), epsilon, rtol)
 
 
@@ -387,7 +423,3 @@ def tolerance_of(tolerance, i, n):
         "`rtol` and `atol` must be scalars, arrays, or nests with one entry for each tensor of "
         f"`y0`, {n} here. Received: {tolerance!r}"
     )
-
-
-def _is_real(x: Any) -> bool:
-    return isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)

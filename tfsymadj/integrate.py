@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfsymadj import buffers
@@ -11,6 +12,8 @@ from tfsymadj.dynamics.closing import ClosedDynamics
 from tfsymadj.runge_kutta import rk_step, two_sum
 from tfsymadj.solution import Status
 from tfsymadj.tableaus import ButcherTableau
+
+_EPSILON = float(np.finfo(np.float64).eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +166,10 @@ def integrate(problem, recording=None):
             first_step = _automatic_first_step(problem, slopes)
             evaluations += 1
         else:
-            first_step = tf.cast(problem.first_step, tf.float64)
+            # Less would leave the time where it is.
+            first_step = tf.maximum(
+                tf.cast(problem.first_step, tf.float64), _EPSILON * tf.abs(ts[0])
+            )
         first = slopes if tableau.fsal else []
 
     carry = _Carry(
@@ -214,12 +220,16 @@ def integrate(problem, recording=None):
         if adaptive:
             norm = tf.stop_gradient(controller.error_norm(step.errors, c.ys, ends))
             finite = tf.logical_and(finite, tf.math.is_finite(norm))
-            norm = tf.where(finite, norm, tf.constant(float("inf"), tf.float64))
+            # Or infinity: not as a constant, which `enable_check_numerics` would find.
+            one = tf.ones([], tf.float64)
+            norm = tf.where(finite, norm, one) / tf.cast(finite, tf.float64)
             accepted, control = controller.adapt(c.control, proposal, norm)
             accepted = tf.logical_and(accepted, finite)
             after = controller.propose(control, c.t, start, end).step
             small = tf.logical_or(tf.equal(c.t + after, c.t), tf.abs(after) < problem.min_step)
-            stuck = tf.logical_and(small, tf.logical_not(accepted))
+            stays = tf.equal(proposal.end, c.t)
+            accepted = tf.logical_and(accepted, tf.logical_not(stays))
+            stuck = tf.logical_or(stays, tf.logical_and(small, tf.logical_not(accepted)))
             reason = tf.where(finite, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE_DYNAMICS))
             status = tf.where(stuck, reason, c.status)
         else:
@@ -313,8 +323,9 @@ def poison(xs, status):
 
 def _nan_where(condition, dtype, rank):
     """NaN where a scalar or vector holds, else 0, to be added along the first axis."""
-    value = tf.where(condition, tf.constant(float("nan"), dtype.real_dtype), 0.0)
-    value = tf.cast(value, dtype)
+    # Not as a constant, which `tf.debugging.enable_check_numerics` would find.
+    value = tf.cast(tf.where(condition, -1.0, 0.0), dtype.real_dtype)
+    value = tf.cast(tf.sqrt(value), dtype)
     return value if rank == 0 else tf.reshape(value, [-1] + [1] * (rank - 1))
 
 
@@ -349,21 +360,28 @@ def _automatic_first_step(problem, slopes):
     """
     controller, ys, ts = problem.controller, problem.ys, problem.ts
     magnitudes = [tf.abs(y) for y in ys]
-    size = controller.scaled_norm(ys, magnitudes)
-    slope = controller.scaled_norm(slopes, magnitudes)
+    length = tf.abs(ts[-1] - ts[0])
+    least = tf.maximum(10.0 * _EPSILON * tf.abs(ts[0]), 1e-20 * length)
+
+    def norm(xs):
+        # Squares overflow where a tolerance is far below an entry.
+        return tf.minimum(controller.scaled_norm(xs, magnitudes), 1e100)
+
+    size, slope = norm(ys), norm(slopes)
     small = tf.logical_or(size < 1e-5, slope < 1e-5)
-    trial = tf.where(small, tf.constant(1e-6, tf.float64), 0.01 * size / slope)
-    trial = tf.minimum(trial, tf.abs(ts[-1] - ts[0]))
+    trial = tf.where(small, tf.constant(1e-6, tf.float64), 0.01 * size / tf.maximum(slope, 1e-5))
+    trial = tf.minimum(tf.maximum(trial, least), length)
     h = tf.sign(ts[-1] - ts[0]) * trial
     euler = [y + tf.cast(h, y.dtype) * k for y, k in zip(ys, slopes)]
     ahead = problem.dynamics(ts[0] + h, euler)
-    bend = controller.scaled_norm([b - a for a, b in zip(slopes, ahead)], magnitudes) / trial
+    bend = norm([b - a for a, b in zip(slopes, ahead)]) / trial
     largest = tf.maximum(slope, bend)
     order = problem.tableau.order
     step = tf.where(
         largest <= 1e-15,
         tf.maximum(tf.constant(1e-6, tf.float64), trial * 1e-3),
-        (0.01 / largest) ** (1.0 / (order + 1.0)),
+        (0.01 / tf.maximum(largest, 1e-15)) ** (1.0 / (order + 1.0)),
     )
     step = tf.minimum(100.0 * trial, step)
-    return tf.stop_gradient(tf.where(tf.math.is_finite(step), step, trial))
+    step = tf.where(tf.math.is_finite(step), step, trial)
+    return tf.stop_gradient(tf.maximum(step, least))

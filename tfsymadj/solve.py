@@ -1,13 +1,13 @@
 """`solve` and `odeint`: checks the arguments, turns names into objects, compiles eager calls."""
 
 import math
-import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfsymadj import compiled
+from tfsymadj.config import is_int
 from tfsymadj.controllers import (
     ConstantSteps,
     Controller,
@@ -22,6 +22,7 @@ from tfsymadj.gradients import get_gradient
 from tfsymadj.integrate import Problem
 from tfsymadj.solution import MESSAGES, Solution, Stats, Status
 from tfsymadj.tableaus import get_tableau
+from tfsymadj.warning import warn
 
 _ON_FAILURE = ("raise", "status")
 
@@ -58,11 +59,18 @@ def solve(
         dynamics: callable `(t, y, *args) -> dy/dt`: a function, a Keras layer or model, a
             `tf.Module`. `t` is a scalar in the real dtype of the state; the result has the
             structure, shapes and dtypes of `y`. It must be reproducible: no dropout, no updates
-            of variables.
-        y0: the initial state: a tensor or any nest of tensors, floating or complex.
+            of variables. Python's `if`, `while` and `for` work on tensors (AutoGraph), but not in
+            Keras layers.
+        y0: the initial state: a tensor or any nest of tensors, floating or complex. A list of
+            numbers is an array. In half precision only the dynamics get it, the solver holds it in
+            float32.
         t: 1-D, at least two entries, strictly increasing or decreasing: the times at which the
-            solution is returned. The solver steps to them exactly.
-        args: nest of tensors; a tuple or list is passed as positional arguments.
+            solution is returned. The solver steps to them exactly, in float64. Where the dynamics
+            can't tell them apart in the dtype of the state, as times in seconds since 1970 in
+            float32, a warning says so: solve over `t - t[0]`, and add `t[0]` in the dynamics, from
+            a float64 tensor in `args`.
+        args: nest of tensors; a tuple or list is passed as positional arguments. Numbers of Python
+            get the real dtype of the state, arrays and tensors keep theirs.
         method: name of a method (see `tfsymadj.METHODS`) or a `ButcherTableau`.
         rtol: relative tolerance of adaptive steps; see `PIController`.
         atol: absolute tolerance of adaptive steps.
@@ -72,7 +80,8 @@ def solve(
             and `atol` or `num_steps` or `step_size`.
         first_step: size of an adaptive solve's first step; None chooses it.
         min_step: smallest step of an adaptive solve; None: as long as t + h differs from t.
-        max_steps: bound of the steps that an adaptive solve may try, over all of `t`.
+        max_steps: bound of the steps that an adaptive solve may try, over all of `t`; at least
+            one for each interval of `t`.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
@@ -104,8 +113,8 @@ def solve(
         max_steps=max_steps, gradient=gradient, on_failure=on_failure,
     )  # fmt: skip
     state = _as_state(y0)
-    args = _as_args(args)
-    _warn_of_precision(solver["controller"], tf.nest.flatten(state))
+    args = _as_args(args, tf.nest.flatten(state)[0].dtype)
+    solver["controller"] = _at_precision(solver["controller"], tf.nest.flatten(state))
     autonomous = calling.is_autonomous(dynamics, args, autonomous, state)
     options = _Options(**solver, autonomous=autonomous, with_time=with_time)
     if not getattr(dynamics, "built", True):
@@ -113,9 +122,11 @@ def solve(
 
     if tf.executing_eagerly():
         solution = _solve_eagerly(dynamics, state, times, args, options)
+        _warn_of_times(dynamics, state, times, options, solution[0].stats.num_accepted)
         if on_failure == "raise":
             _raise_failure(*solution)
         return solution[0]
+    _warn_of_times(dynamics, state, times, options)
     solution, time = _solve(calling.reference(dynamics), state, times, args, options)
     if on_failure == "raise":
         solution = _assert_success(solution, time)
@@ -143,15 +154,22 @@ def check_options(
         raise TypeError(f"`dynamics` must be callable. Received: {dynamics!r}")
     if on_failure not in _ON_FAILURE:
         raise ValueError(f"`on_failure` must be one of {_ON_FAILURE}. Received: {on_failure!r}")
-    _as_times(t)
+    times, _ = _as_times(t)
     tableau = get_tableau(method)
     controller = _as_controller(controller, tableau, rtol, atol, num_steps, step_size)
+    max_steps = _as_max_steps(max_steps)
+    if controller.adaptive and (times.shape[0] or 0) - 1 > max_steps:
+        raise ValueError(
+            "`max_steps` must be at least the number of intervals of `t`: a step ends at each "
+            "entry. Increase `max_steps`, or ask for fewer entries of `t`. "
+            f"Received: max_steps={max_steps} and {times.shape[0]} entries of `t`"
+        )
     return {
         "tableau": tableau if controller.adaptive else tableau.without_error(),
         "controller": controller,
         "first_step": _as_positive("first_step", first_step),
         "min_step": _as_positive("min_step", min_step) or 0.0,
-        "max_steps": _as_max_steps(max_steps),
+        "max_steps": max_steps,
         "gradient": get_gradient(gradient),
     }
 
@@ -183,7 +201,11 @@ def _solve(dynamics, state, times, args, options, num_steps=None, caller=None):
         num_steps: number of steps as an int32 scalar, where an eager caller knows it.
         caller: see `dynamics.closing.close`.
     """
-    ys = tf.nest.flatten(state)
+    # Half precision is for the dynamics: sums over steps and error estimates need more.
+    ys = [
+        tf.cast(y, tf.float32) if y.dtype in (tf.float16, tf.bfloat16) else y
+        for y in tf.nest.flatten(state)
+    ]
     function = calling.as_function(dynamics, state, args, options.autonomous)
     steps = _as_count(options.controller.num_steps(times))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
@@ -204,7 +226,9 @@ def _solve(dynamics, state, times, args, options, num_steps=None, caller=None):
     solved = options.gradient.solve(problem)
     solution = Solution(
         t=times,
-        y=tf.nest.pack_sequence_as(state, solved.ys),
+        y=tf.nest.map_structure(
+            lambda y, y0: tf.cast(y, y0.dtype), tf.nest.pack_sequence_as(state, solved.ys), state
+        ),
         status=solved.status,
         stats=Stats(
             num_steps=solved.num_steps,
@@ -232,22 +256,56 @@ def _solve_eagerly(dynamics, state, times, args, options):
 
 def _as_state(y0):
     def convert(y):
-        y = tf.convert_to_tensor(y)
+        y = _as_tensor("y0", y)
         if not (y.dtype.is_floating or y.dtype.is_complex):
             raise TypeError(f"`y0` must be floating or complex. Received: dtype {y.dtype.name}")
+        if y.shape.rank is None:
+            raise ValueError(
+                "`y0` must have a known rank; give it one by `tf.ensure_shape`, in which sizes may "
+                f"be None. Received: {y!r}"
+            )
         return y
 
-    if isinstance(y0, list):  # a list of numbers is an array, as everywhere in TensorFlow
-        y0 = y0 if any(tf.is_tensor(y) for y in y0) else tf.convert_to_tensor(y0)
+    # A list of numbers is an array, as everywhere in TensorFlow.
+    if isinstance(y0, list) and not any(tf.is_tensor(y) for y in y0):
+        y0 = _as_tensor("y0", y0)
     state = tf.nest.map_structure(convert, y0)
     if not tf.nest.flatten(state):
         raise ValueError(f"`y0` must hold at least one tensor. Received: {y0!r}")
     return state
 
 
-def _as_args(args):
+def _as_args(args, dtype):
+    """A tuple of nests of tensors; numbers of Python get the dtype of the state."""
+
+    def convert(x):
+        if type(x) in (int, float):
+            return tf.constant(x, dtype.real_dtype)
+        if type(x) is complex:
+            return tf.constant(x, tf.complex128 if dtype.real_dtype == tf.float64 else tf.complex64)
+        return _as_tensor("args", x)
+
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
-    return tf.nest.map_structure(tf.convert_to_tensor, args)
+    return tf.nest.map_structure(convert, args)
+
+
+def _as_tensor(name, x):
+    """`x` as a dense tensor of numbers."""
+    try:
+        if isinstance(x, (tf.RaggedTensor, tf.SparseTensor, type(None))):
+            raise TypeError(f"{type(x).__name__} is no tensor")
+        x = tf.convert_to_tensor(x)
+        if x.dtype in (tf.string, tf.resource, tf.variant):
+            raise TypeError(f"{x.dtype.name} is no number")
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"`{name}` must be a dense tensor of numbers, or a nest of such (a tuple or dict; a "
+            "list of numbers is an array): use `to_tensor()` of a ragged and `tf.sparse.to_dense` "
+            "of a sparse one, a tuple for arrays of unequal shapes, `ODELayer` for symbolic ones "
+            "of Keras, and leave out what is None or bind it by `functools.partial`. "
+            f"Received: {x!r}"
+        ) from error
+    return x
 
 
 def _as_times(t):
@@ -301,18 +359,50 @@ def _as_controller(controller, tableau, rtol, atol, num_steps, step_size):
     return controller.for_method(tableau)
 
 
-def _warn_of_precision(controller, ys):
+def _at_precision(controller, ys):
+    """The controller; with a warning where `rtol` is below the precision of the states."""
     if not isinstance(controller, PIController):
-        return
-    for i, y in enumerate(ys):
-        rtol = tolerance_of(controller.rtol, i, len(ys))
-        if np.any(attainable(rtol, y.dtype.real_dtype) != rtol):
-            warnings.warn(
+        return controller
+    rtols = [tolerance_of(controller.rtol, i, len(ys)) for i in range(len(ys))]
+    counted = [attainable(rtol, y.dtype.real_dtype) for rtol, y in zip(rtols, ys)]
+    for rtol, at_least, y in zip(rtols, counted, ys):
+        if np.any(at_least != rtol):
+            warn(
                 f"`rtol` is below the precision of {y.dtype.name} and counts as that precision; "
-                f"loosen it, or solve in double precision. Received: rtol={rtol!r}",
-                stacklevel=3,
+                f"loosen it, or solve in double precision. Received: rtol={rtol!r}"
             )
-            return
+            # Solved in float32, the state would not tell the controller that it has less.
+            return controller.with_tolerances(counted, controller.atol)
+    return controller
+
+
+def _warn_of_times(dynamics, state, times, options, num_accepted=None):
+    """Warns of times that the dynamics can't tell apart, where the values of `t` are known.
+
+    Args:
+        num_accepted: the number of steps, where the solve is over.
+    """
+    values = tf.get_static_value(times)
+    if values is None or options.autonomous:
+        return
+    dtype = tf.nest.flatten(state)[0].dtype.real_dtype
+    latest = np.max(np.abs(values))
+    spacing = float(np.spacing(latest.astype(dtype.as_numpy_dtype)))
+    lengths = np.abs(np.diff(values))
+    step, length = np.min(lengths), np.sum(lengths)
+    # To read the number of steps is to wait for them: done only where they may be too small.
+    if length < spacing * (options.max_steps if options.controller.adaptive else 2**20):
+        count = options.controller.num_steps(times) if num_accepted is None else num_accepted
+        count = tf.get_static_value(count) if tf.is_tensor(count) else count
+        step = min(step, length / max(int(count or 0), 1))
+    if step < spacing and not calling.ignores_time(dynamics):
+        warn(
+            f"The dynamics can't tell the times of `t` apart: they get them in {dtype.name}, the "
+            "real dtype of the state. Shift the origin of time: solve over `t - t[0]` and add "
+            "`t[0]` in the dynamics, in float64; or take a more precise state. Received: steps of "
+            f"{step:.3g} at t = {latest:.10g}, where numbers of {dtype.name} are {spacing:.3g} "
+            "apart"
+        )
 
 
 def _as_positive(name, value):
@@ -339,11 +429,7 @@ def _as_count(steps):
 
 
 def _as_max_steps(max_steps):
-    if (
-        isinstance(max_steps, bool)
-        or not isinstance(max_steps, (int, np.integer))
-        or not 1 <= max_steps < 2**31 - 1
-    ):
+    if not (is_int(max_steps, 1) and max_steps < 2**31 - 1):
         raise ValueError(f"`max_steps` must be a positive int32. Received: {max_steps!r}")
     return int(max_steps)
 

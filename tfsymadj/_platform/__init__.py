@@ -11,11 +11,13 @@
   regularizers of weights as well, can't be taken from, and no tensor asked for its mask.
 * `variables`: nor has Keras one to say "this `tf.Variable`, which somebody else made, is one of the
   layer's variables".
+* `frames`: nor has AutoGraph one to ask what line a line of generated code was.
 
 What is redirected is so from the first solve on, and only where a thread traces dynamics.
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
 """
 
+from tfsymadj._platform.frames import original_line
 from tfsymadj._platform.functions import (
     LOCKS,
     ConcreteFunction,
@@ -80,6 +82,7 @@ __all__ = [
     "parts",
     "recording",
     "recording_is_paused",
+    "original_line",
     "recording_tapes",
     "stateless_scope",
     "storage",

@@ -6,9 +6,15 @@ same during it, so that the augmented dynamics are an ordinary ODE with an exact
 
 import tensorflow as tf
 
+from tfsymadj.config import Configured, is_int
 
-class Trace:
-    """How the divergence is computed: the base class."""
+
+class Trace(Configured):
+    """How the divergence is computed; derive your own from this class.
+
+    `__call__` is needed, `draw` if it uses noise, and `get_config` if the constructor takes
+    arguments.
+    """
 
     def draw(self, seed, shape, dtype):
         """The noise of one solve.
@@ -37,13 +43,6 @@ class Trace:
             if it is not wanted.
         """
         raise NotImplementedError
-
-    def get_config(self):
-        return {}
-
-    def __repr__(self):
-        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"{type(self).__name__}({options})"
 
 
 class Field:
@@ -290,6 +289,6 @@ def _mean(terms):
 
 
 def _positive(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_int(value, least):
         raise ValueError(f"`{name}` must be an int, at least {least}. Received: {value!r}")
-    return value
+    return int(value)

@@ -1,8 +1,10 @@
 """How the user's dynamics are called: from any callable to a function of lists of tensors."""
 
+import dis
 import functools
 import inspect
 import math
+import types
 import weakref
 
 import keras
@@ -25,14 +27,17 @@ def as_function(dynamics, like, args, autonomous):
         A function that raises ValueError or TypeError, naming `dynamics`, where the result does
         not have the structure, shapes and dtypes of the state.
     """
-    time_dtype = tf.nest.flatten(like)[0].dtype.real_dtype
+    likes = tf.nest.flatten(like)
+    time_dtype = likes[0].dtype.real_dtype
     state = _platform.CallState()
 
     def function(t, ys):
-        y = tf.nest.pack_sequence_as(like, ys)
+        # The solver may hold the state in a more precise dtype.
+        given = [tf.cast(y, x.dtype) for y, x in zip(ys, likes)]
+        y = tf.nest.pack_sequence_as(like, given)
         with state.entered():  # a backward pass has left the layers that this one was called in
             result = call(dynamics(), tf.cast(t, time_dtype), y, args, autonomous)
-        return _checked(result, like, ys)
+        return [tf.cast(k, y.dtype) for k, y in zip(_checked(result, like, given), ys)]
 
     return function
 
@@ -185,22 +190,51 @@ def is_autonomous(dynamics, args, autonomous, y=None):
     return fits_without
 
 
+def ignores_time(dynamics):
+    """Whether the code of a function or method shows that its first argument is not used."""
+    bound = isinstance(dynamics, types.MethodType)
+    function = dynamics.__func__ if bound else dynamics
+    if not inspect.isfunction(function) or function.__code__.co_argcount <= bound:
+        return False
+    time = function.__code__.co_varnames[bound]
+    used = (i.argval for i in dis.get_instructions(function))
+    return not any(time in x if isinstance(x, tuple) else time == x for x in used)
+
+
+#: Libraries whose code is made for graphs as it is.
+_LIBRARIES = ("keras", "numpy", "tensorflow", "tensorflow_probability", "tf_keras", "tfsymadj")
+
+#: Code that AutoGraph can't read, or need not.
+_as_it_is = weakref.WeakSet()
+
+
 def _converted(dynamics):
-    """Python control flow on tensors works in plain functions, as in any `tf.function`."""
-    if (
-        not inspect.isfunction(dynamics)
-        or dynamics.__name__ == "<lambda>"
-        or hasattr(dynamics, "autograph_info__")
-        or hasattr(dynamics, "ag_dnc_wrapper__")
-    ):
+    """Python control flow on tensors works in functions, as in any `tf.function`: in lambdas,
+    methods, callable objects and `functools.partial` too.
+    """
+    if isinstance(dynamics, functools.partial):
+        function = _converted(dynamics.func)
+        return functools.partial(function, *dynamics.args, **dynamics.keywords)
+    if isinstance(dynamics, types.MethodType):
+        return types.MethodType(_converted(dynamics.__func__), dynamics.__self__)
+    if inspect.isfunction(dynamics):
+        return _autograph(dynamics)
+    method = inspect.getattr_static(type(dynamics), "__call__", None)
+    if not inspect.isfunction(method) or isinstance(dynamics, type):
         return dynamics
-    return _autograph(dynamics)
+    function = _autograph(method)
+    return dynamics if function is method else types.MethodType(function, dynamics)
 
 
 def _autograph(function):
+    done = hasattr(function, "autograph_info__") or hasattr(function, "ag_dnc_wrapper__")
+    library = (function.__module__ or "").partition(".")[0] in _LIBRARIES
+    if done or library or function.__code__ in _as_it_is:
+        return function
     try:
         converted = tf.autograph.to_graph(function)
     except Exception:  # noqa: BLE001 - whatever AutoGraph can't read is called as it is
+        _as_it_is.add(function.__code__)
         return function
     return functools.wraps(function)(converted)
 
@@ -218,9 +252,15 @@ def _checked(result, like, ys):
     for value, y in zip(tf.nest.flatten(result), ys):
         if value is None:
             raise TypeError(f"`dynamics` must return a tensor for each of `y0`. Received: {value}")
-        if not tf.is_tensor(value) or isinstance(value, tf.IndexedSlices):
-            value = tf.convert_to_tensor(value, dtype_hint=y.dtype)
-        value = tf.convert_to_tensor(value)
+        try:
+            if not tf.is_tensor(value) or isinstance(value, tf.IndexedSlices):
+                value = tf.convert_to_tensor(value, dtype_hint=y.dtype)
+            value = tf.convert_to_tensor(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "`dynamics` must return dense tensors, nothing ragged or sparse. "
+                f"Received: {value!r}"
+            ) from error
         if value.dtype != y.dtype:
             raise TypeError(
                 f"`dynamics` must return the dtype of `y0`, {y.dtype.name}; cast its result. "

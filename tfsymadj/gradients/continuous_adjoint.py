@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfsymadj import _platform
+from tfsymadj.config import is_real
 from tfsymadj.controllers import PIController, tolerance_of
 from tfsymadj.gradients.recomputing import InputGradients, Recomputing, accumulator
 from tfsymadj.integrate import integrate, poison
@@ -50,7 +50,7 @@ class ContinuousAdjoint(Recomputing):
 
     def __init__(self, rtol=None, atol=None, method=None):
         for name, value in (("rtol", rtol), ("atol", atol)):
-            if value is not None and not (np.isscalar(value) and 0 <= value < np.inf):
+            if value is not None and not (is_real(value) and 0 <= value < np.inf):
                 raise ValueError(
                     f"`{name}` must be a finite scalar, not negative, or None. Received: {value!r}"
                 )
@@ -63,23 +63,21 @@ class ContinuousAdjoint(Recomputing):
     def get_config(self):
         return {"rtol": self.rtol, "atol": self.atol, "method": self.method}
 
-    @classmethod
-    def from_config(cls, config):
-        method = config.get("method")
-        if isinstance(method, dict):
-            config = {**config, "method": keras.saving.deserialize_keras_object(method)}
-        return cls(**config)
-
     def _solver(self, problem, others=0):
         """`(tableau, controller)` of the backward solve."""
         tableau = problem.tableau if self.method is None else get_tableau(self.method)
         controller = problem.controller
-        if self.rtol is not None or self.atol is not None:
-            controller = PIController(
-                **{k: v for k, v in (("rtol", self.rtol), ("atol", self.atol)) if v is not None}
+        given = self.rtol is not None or self.atol is not None
+        if given and not isinstance(controller, PIController):
+            controller = PIController()
+        if isinstance(controller, PIController):
+            own, forward = (self.rtol, self.atol), (controller.rtol, controller.atol)
+            controller = controller.with_tolerances(
+                *(
+                    _augmented(b, len(problem.ys), others) if a is None else a
+                    for a, b in zip(own, forward)
+                )
             )
-        elif isinstance(controller, PIController):
-            controller = _augmented(controller, len(problem.ys), others)
         if controller.adaptive and not tableau.adaptive:
             raise ValueError(
                 f"The method {tableau.name!r} has no error estimate: `ContinuousAdjoint` needs "
@@ -179,16 +177,13 @@ class _Augmented:
         return [*values, *(-d for d in dys), *found]
 
 
-def _augmented(controller, size, others):
-    """The controller with tolerances for the augmented state."""
-    config = controller.get_config()
-    for name in ("rtol", "atol"):
-        value = config[name]
-        if np.ndim(value) or tf.nest.is_nested(value):
-            leaves = [tolerance_of(value, i, size) for i in range(size)]
-            smallest = min(float(np.min(leaf)) for leaf in leaves)
-            config[name] = [*leaves, *leaves, *[smallest] * others]
-    return PIController(**config)
+def _augmented(tolerance, size, others):
+    """A tolerance of the state as one of the augmented state."""
+    if not (tf.nest.is_nested(tolerance) or np.ndim(tolerance)):
+        return tolerance
+    leaves = [tolerance_of(tolerance, i, size) for i in range(size)]
+    smallest = min(float(np.min(leaf)) for leaf in leaves)
+    return [*leaves, *leaves, *[smallest] * others]
 
 
 def _once(xs):

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfsymadj.config import Configured
+
 
 class Solved(NamedTuple):
     """What a gradient method returns to `solve`.
@@ -27,27 +29,11 @@ class Solved(NamedTuple):
     num_backward_evaluations: tf.Tensor
 
 
-class Gradient:
-    """A way to differentiate a solve. Subclasses are immutable, and equal if their configs are."""
+class Gradient(Configured):
+    """A way to differentiate a solve; derive your own from this class.
 
-    def get_config(self):
-        """The constructor's arguments, a dict of hashable values."""
-        return {}
-
-    @classmethod
-    def from_config(cls, config):
-        """The object of a config."""
-        return cls(**config)
-
-    def __eq__(self, other):
-        return type(self) is type(other) and self.get_config() == other.get_config()
-
-    def __hash__(self):
-        return hash((type(self), *self.get_config().items()))
-
-    def __repr__(self):
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
+    `solve` is needed, and `get_config` if the constructor takes arguments.
+    """
 
     def solve(self, problem):
         """Solves `problem` (`integrate.Problem`) differentiably; returns `Solved`."""

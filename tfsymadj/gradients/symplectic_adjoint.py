@@ -5,10 +5,10 @@ Minimal Memory, NeurIPS 2021, arXiv:2102.09750; IEEE TNNLS 35(8), 2024.
 """
 
 import math
-import numbers
 
 import tensorflow as tf
 
+from tfsymadj.config import is_int
 from tfsymadj.gradients.budget import budget_recording
 from tfsymadj.gradients.recomputing import Recomputing
 from tfsymadj.gradients.sweep import Sweep
@@ -60,7 +60,7 @@ class SymplecticAdjoint(Recomputing):
     """
 
     def __init__(self, checkpoints="auto"):
-        if isinstance(checkpoints, numbers.Integral) and not isinstance(checkpoints, bool):
+        if is_int(checkpoints):
             checkpoints = int(checkpoints)
         # The least budget depends on the method: see `budget_recording`.
         fine = checkpoints > 0 if type(checkpoints) is int else checkpoints in _CHECKPOINTS
