@@ -11,12 +11,15 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfsymadj import _platform
+from tfsymadj._platform import copies
 from tfsymadj.bijectors.freshness import FreshCache
 from tfsymadj.bijectors.seeds import as_seed_pair
 from tfsymadj.bijectors.traces import Field, get_trace
 from tfsymadj.dynamics import calling, contents
 from tfsymadj.solution import Stats
 from tfsymadj.solve import check_options, solve
+
+copies.register()
 
 _REGULARIZERS = ("kinetic_energy", "jacobian_norm")
 

@@ -6,6 +6,8 @@ same during it, so that the augmented dynamics are an ordinary ODE with an exact
 
 import tensorflow as tf
 
+from tfsymadj.bijectors.seeds import normal
+
 
 class Trace:
     """How the divergence is computed: the base class."""
@@ -247,7 +249,7 @@ def _rademacher(seed, shape, dtype):
 
 
 def _gaussian(seed, shape, dtype):
-    return tf.random.stateless_normal(shape, seed, dtype=dtype, alg="philox")
+    return normal(shape, seed, dtype)
 
 
 _NOISES = {"gaussian": _gaussian, "rademacher": _rademacher}
