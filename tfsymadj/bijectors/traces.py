@@ -111,7 +111,9 @@ class ExactTrace(Trace):
         dy, products = _vjps(field.repeated(size), copies, [tf.reshape(unit, tf.shape(copies))])
         # Row i of the Jacobian of each sample: [size, batch, size].
         rows = tf.reshape(products[0], [size, batch, size])
-        divergence = tf.ensure_shape(tf.einsum("ini->n", rows), y.shape[:1])
+        # Not as one einsum: `tape.jacobian` can't vectorize the derivative of that.
+        divergence = tf.linalg.trace(tf.transpose(rows, [1, 0, 2]))
+        divergence = tf.ensure_shape(divergence, y.shape[:1])
         norm = tf.ensure_shape(tf.reduce_sum(rows**2, [0, 2]), y.shape[:1]) if with_norm else None
         return tf.ensure_shape(dy[:batch], y.shape), divergence, norm
 
