@@ -390,13 +390,17 @@ def after_a_reset(flow, x, call):
 
 
 TAPES = [
-    late_watch, late_watch_of_an_image, within_a_persistent_one, after_another_in_a_persistent_one,
-    after_a_pause, after_a_reset,
-]  # fmt: skip
+    late_watch,
+    late_watch_of_an_image,
+    slow(within_a_persistent_one),
+    slow(after_another_in_a_persistent_one),
+    after_a_pause,
+    after_a_reset,
+]
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-@pytest.mark.parametrize("chained", [False, True], ids=["flow", "chain"])
+@pytest.mark.parametrize("mode", ["eager", slow("graph")])
+@pytest.mark.parametrize("chained", [slow(False, id="flow"), pytest.param(True, id="chain")])
 @pytest.mark.parametrize("use", TAPES, ids=lambda use: use.__name__)
 def test_gradient_is_that_of_a_new_solve(use, chained, mode):
     flow = CNF(Weighted(), **FIXED)
