@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsymadj import compiled
+from tfsymadj._platform import vectorizing
 from tfsymadj.config import is_int
 from tfsymadj.controllers import (
     ConstantSteps,
@@ -126,6 +127,7 @@ def solve(
         if on_failure == "raise":
             _raise_failure(*solution)
         return solution[0]
+    _refuse_vectorizing(options.controller, (state, times, args))
     _warn_of_times(dynamics, state, times, options)
     solution, time = _solve(calling.reference(dynamics), state, times, args, options)
     if on_failure == "raise":
@@ -357,6 +359,17 @@ def _as_controller(controller, tableau, rtol, atol, num_steps, step_size):
             f"`step_size`. Received: method={tableau.name!r}, controller={controller!r}"
         )
     return controller.for_method(tableau)
+
+
+def _refuse_vectorizing(controller, inputs):
+    """Adaptive steps that differ from one element of a `tf.vectorized_map` to the next."""
+    if controller.adaptive and vectorizing.differs_by_element(tf.nest.flatten(inputs)):
+        raise ValueError(
+            "`y0`, `t` and `args` must not depend on the element of a `tf.vectorized_map` if steps "
+            "are adaptive: TensorFlow can't vectorize a loop that takes other steps for each "
+            "element. Use `tf.map_fn`, one solve for the whole batch, or equal steps by "
+            f"`num_steps` or `step_size`. Received: controller={controller!r}"
+        )
 
 
 def _at_precision(controller, ys):

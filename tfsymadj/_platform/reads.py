@@ -311,7 +311,7 @@ def _incompatible(problem):
 def _self_test():
     """What is wrong, or None."""
     with tf.init_scope():
-        variable = tf.Variable(1.0)
+        variable = resource_variable_ops.ResourceVariable(1.0)  # in no strategy's scope
         tensor = tf.constant(1.0)
 
     def compute(two, five):

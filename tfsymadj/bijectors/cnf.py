@@ -1,6 +1,8 @@
 """Continuous normalizing flows as a bijector of TensorFlow Probability."""
 
+import copy
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import keras
@@ -8,15 +10,24 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfsymadj.bijectors.freshness import Epoch
+from tfsymadj import _platform
+from tfsymadj._platform import copies
+from tfsymadj.bijectors.freshness import FreshCache
 from tfsymadj.bijectors.seeds import as_seed_pair
 from tfsymadj.bijectors.traces import Field, get_trace
 from tfsymadj.dynamics import calling, contents
-from tfsymadj.dynamics.identity import Contents
 from tfsymadj.solution import Stats
 from tfsymadj.solve import check_options, solve
 
+copies.register()
+
 _REGULARIZERS = ("kinetic_energy", "jacobian_norm")
+
+_UNCOPYABLE = (
+    "`dynamics` that are a function can't be copied or pickled with the variables that they read: "
+    "a copy of the function would use the same ones. Make them a Keras layer or a `tf.Module` that "
+    "has the variables as attributes."
+)
 
 
 class FlowSolution(NamedTuple):
@@ -96,6 +107,8 @@ class CNF(tfp.bijectors.Bijector):
     Source: Chen et al., arXiv:1806.07366, section 4; Grathwohl et al., FFJORD, arXiv:1810.01367.
     """
 
+    _cache = FreshCache("_solved_forward", "_solved_inverse")
+
     def __init__(
         self,
         dynamics,
@@ -122,7 +135,6 @@ class CNF(tfp.bijectors.Bijector):
     ):
         parameters = dict(locals())
         del parameters["self"], parameters["__class__"]
-        self._epoch = None  # until all is there that the hash depends on
         options = {
             "method": method,
             "rtol": rtol,
@@ -160,22 +172,46 @@ class CNF(tfp.bijectors.Bijector):
         self._options = self._no_dependency(options)
         self._dynamics = dynamics
         # Keras layers don't hand their variables to a `tf.Module` that holds them.
-        self._weights, frozen = contents.variables(dynamics)
+        self._weights, _ = contents.variables(dynamics)
         self._field = self._no_dependency(
             _Augmented(dynamics, autonomous, get_trace(trace), tuple(regularizers))
         )
-        times = [x for x in tf.nest.flatten(t) if isinstance(x, tf.Variable)]
-        self._epoch = Epoch([*self._weights, *frozen, *times])
 
-    def __hash__(self):
-        epoch = 0 if self._epoch is None else self._epoch.number()
-        return hash((id(self), epoch, self._fingerprint()))
+    __eq__, __hash__ = object.__eq__, object.__hash__  # not by its parameters, which may change
 
-    def __eq__(self, other):
-        return self is other
+    def __copy__(self):
+        return self.copy()
 
-    def _fingerprint(self):
-        return Contents(self._field).key if self._epoch is not None else None
+    def __deepcopy__(self, memo):
+        copied = type(self)._rebuild(*copy.deepcopy(self._parts(), memo))
+        shared = _storages(self).keys() & _storages(copied).keys()
+        if shared:
+            names = ", ".join(_storages(self)[key].name for key in shared)
+            raise TypeError(f"{_UNCOPYABLE} Received: variables {names} of {self._dynamics!r}")
+        return copied
+
+    def __reduce__(self):
+        function = self._dynamics
+        while isinstance(function, functools.partial):
+            function = function.func
+        function = getattr(function, "python_function", function)
+        if inspect.isfunction(function) and self._weights:
+            names = ", ".join(v.name for v in self._weights)
+            raise TypeError(f"{_UNCOPYABLE} Received: variables {names} of {self._dynamics!r}")
+        return type(self)._rebuild, self._parts()
+
+    def _parts(self):
+        """What a copy is made of: the constructor's arguments, not what was computed."""
+        if type(self).__init__ is not CNF.__init__:
+            raise TypeError(
+                "A subclass of `CNF` with a constructor of its own must say how it is copied: give "
+                f"it a method `__reduce__`. Received: {type(self).__name__}"
+            )
+        return (dict(self.parameters),)
+
+    @classmethod
+    def _rebuild(cls, parameters):
+        return cls(**parameters)
 
     @classmethod
     def _parameter_properties(cls, dtype):
@@ -205,37 +241,34 @@ class CNF(tfp.bijectors.Bijector):
         given = {"condition": condition, "seed": seed}
         keywords = {name: value for name, value in given.items() if value is not None}
         y = self.inverse(x, **keywords) if inverse else self.forward(x, **keywords)
-        known = self._attributes(x, inverse, keywords).get("inverse" if inverse else "forward")
+        attributes = self._cache.inverse_attributes if inverse else self._cache.forward_attributes
+        known = attributes(x, **keywords).get("inverse" if inverse else "forward")
         if known is None:  # `y` was known because `x` was computed from it
             return self._integrate(x, inverse, **keywords)
         return known._replace(y=y)
 
-    def _attributes(self, x, inverse, keywords):
-        cache = self._cache
-        attributes = cache.inverse_attributes if inverse else cache.forward_attributes
-        return attributes(x, **keywords)
-
-    def _transform(self, x, inverse, keywords):
-        """Solves, and leaves what the solve gives in the cache."""
+    def _solved(self, x, inverse, keywords):
+        """The value, and what else a solve gives, for `FreshCache`."""
         solution = self._integrate(x, inverse, **keywords)
-        attributes = self._attributes(x, inverse, keywords)
-        sign = 1.0 if inverse else -1.0
-        attributes["ildj"] = sign * solution.log_det_jacobian
-        # Not the end point: the cache must not keep alive what it refers to weakly.
-        attributes["inverse" if inverse else "forward"] = solution._replace(y=None)
-        return solution
+        log_det = solution.log_det_jacobian
+        # Not the end point: a cache must not keep alive what it refers to weakly.
+        known = {"inverse" if inverse else "forward": solution._replace(y=None)}
+        return solution.y, {"ildj": log_det if inverse else -log_det, **known}
+
+    def _solved_forward(self, x, **keywords):
+        return self._solved(x, False, keywords)
+
+    def _solved_inverse(self, y, **keywords):
+        return self._solved(y, True, keywords)
 
     def _forward(self, x, **keywords):
-        return self._transform(x, False, keywords).y
+        return self._cache.forward(x, **keywords)
 
     def _inverse(self, y, **keywords):
-        return self._transform(y, True, keywords).y
-
-    def _forward_log_det_jacobian(self, x, **keywords):
-        return self._transform(x, False, keywords).log_det_jacobian
+        return self._cache.inverse(y, **keywords)
 
     def _inverse_log_det_jacobian(self, y, **keywords):
-        return self._transform(y, True, keywords).log_det_jacobian
+        return self._cache.inverse_attributes(y, **keywords)["ildj"]
 
     def _integrate(self, x, inverse, condition=None, seed=None):
         """One solve, as `FlowSolution`."""
@@ -287,6 +320,11 @@ class CNF(tfp.bijectors.Bijector):
             solution.status,
             solution.stats,
         )
+
+
+def _storages(flow):
+    trained, frozen = contents.variables(dict(flow.parameters))
+    return {_platform.storage(v): v for v in (*trained, *frozen)}
 
 
 class _Augmented:

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfsymadj.bijectors.seeds import as_seed_pair
+from tfsymadj.bijectors.seeds import as_seed_pair, uniform
 
 
 def dequantize(x, levels, seed, dtype=tf.float32):
@@ -55,7 +55,7 @@ def dequantize(x, levels, seed, dtype=tf.float32):
         raise TypeError(f"`x` must be integer or floating. Received: {x.dtype.name}")
     x = tf.cast(x, dtype)
     eps = float(np.finfo(dtype.as_numpy_dtype).eps)
-    u = tf.random.stateless_uniform(tf.shape(x), as_seed_pair(seed), dtype=dtype, alg="philox")
+    u = uniform(tf.shape(x), as_seed_pair(seed), dtype)
     # u can be 0, and is eps if it is not. Graphs would reorder the sum if a constant were added.
     u = tf.maximum(u, 0.5 * eps)
     # XLA turns divisions by constants into products, which round differently: so these are

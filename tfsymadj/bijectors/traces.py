@@ -6,6 +6,7 @@ same during it, so that the augmented dynamics are an ordinary ODE with an exact
 
 import tensorflow as tf
 
+from tfsymadj.bijectors.seeds import normal
 from tfsymadj.config import Configured, is_int
 
 
@@ -108,7 +109,9 @@ class ExactTrace(Trace):
         dy, products = _vjps(field.repeated(size), copies, [tf.reshape(unit, tf.shape(copies))])
         # Row i of the Jacobian of each sample: [size, batch, size].
         rows = tf.reshape(products[0], [size, batch, size])
-        divergence = tf.ensure_shape(tf.einsum("ini->n", rows), y.shape[:1])
+        # Not as one einsum: `tape.jacobian` can't vectorize the derivative of that.
+        divergence = tf.linalg.trace(tf.transpose(rows, [1, 0, 2]))
+        divergence = tf.ensure_shape(divergence, y.shape[:1])
         norm = tf.ensure_shape(tf.reduce_sum(rows**2, [0, 2]), y.shape[:1]) if with_norm else None
         return tf.ensure_shape(dy[:batch], y.shape), divergence, norm
 
@@ -246,7 +249,7 @@ def _rademacher(seed, shape, dtype):
 
 
 def _gaussian(seed, shape, dtype):
-    return tf.random.stateless_normal(shape, seed, dtype=dtype, alg="philox")
+    return normal(shape, seed, dtype)
 
 
 _NOISES = {"gaussian": _gaussian, "rademacher": _rademacher}
