@@ -18,6 +18,16 @@ HALF = [tf.float16, tf.bfloat16]
 EPSILON = {tf.float16: 2.0**-10, tf.bfloat16: 2.0**-7}
 
 
+class Nothing:
+    """No number, with a name that is the same in every process."""
+
+    def __repr__(self):
+        return "nothing"
+
+
+NOTHING = Nothing()
+
+
 def decay(t, y):
     return -y
 
@@ -367,8 +377,8 @@ def test_more_outputs_than_steps(n, mode):
         (1.0, False),
         (1.0, 2),
         np.array([1, 2]),
-        np.array([object()]),
-        object(),
+        np.array([NOTHING]),
+        NOTHING,
     ],
     ids=str,
 )
@@ -388,7 +398,7 @@ def test_wrong_states(y0, mode):
         (np.array(["a"]),),
         (tf.ragged.constant([[1.0, 2.0], [3.0]]),),
         tf.sparse.from_dense([1.0, 0.0]),
-        (object(),),
+        (NOTHING,),
     ],
     ids=str,
 )
