@@ -468,6 +468,39 @@ def test_counters_and_logs_are_no_reason_to_trace_again():
     assert len(set(counts)) == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        [dict(rtol=r) for r in (1e-2, 1e-4, 1e-6)],
+        [dict(atol=a) for a in (1e-2, 1e-4, 1e-6)],
+        [dict(first_step=h) for h in (0.01, 0.1, 0.2)],
+        [dict(min_step=h) for h in (1e-6, 1e-5, 1e-4)],
+        [dict(method="rk4", step_size=h) for h in (0.5, 0.25, 0.125)],
+    ],
+    ids=["rtol", "atol", "first_step", "min_step", "step_size"],
+)
+def test_numbers_of_the_steps_are_inputs(options):
+    count = [0]
+
+    def dynamics(t, y):
+        count[0] += 1
+        return -y
+
+    counts, steps = [], []
+    for option in options:
+        solution = tfsymadj.solve(dynamics, tf.ones([2], tf.float64), [0.0, 1.0], **option)
+        expected = tf.function(
+            lambda option=option: tfsymadj.solve(
+                lambda t, y: -y, tf.ones([2], tf.float64), [0.0, 1.0], **option
+            )
+        )()
+        np.testing.assert_allclose(solution.y, expected.y, rtol=1e-14)
+        counts.append(count[0])
+        steps.append(int(solution.stats.num_accepted))
+    assert len(set(counts)) == 1
+    assert len(set(steps)) > 1 or "min_step" in options[0]
+
+
 def test_models_are_freed_after_fit():
     alive = []
     for jit in (False, True):

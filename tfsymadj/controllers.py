@@ -124,6 +124,8 @@ class ConstantSteps(Controller):
     >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], method="rk4", controller=steps)
     """
 
+    INPUTS = ("_step_size",)
+
     def __init__(self, num_steps=None, step_size=None):
         if (num_steps is None) == (step_size is None):
             raise ValueError(
@@ -264,6 +266,8 @@ class PIController(Controller):
     """
 
     adaptive = True
+    #: Attributes that may be tensors in a compiled solve, so that other numbers are no other trace.
+    INPUTS = ("rtol", "atol")
 
     def __init__(
         self,
@@ -311,6 +315,7 @@ class PIController(Controller):
             derivative,
         )
         self._safety, self._min_factor, self._max_factor = safety, min_factor, max_factor
+        self._may_lack_scale = _holds_zero(atol)
         self.error_order = None
 
     def get_config(self):
@@ -333,6 +338,8 @@ class PIController(Controller):
         """The same controller, of a subclass too, with other tolerances."""
         changed = copy.copy(self)
         changed.rtol, changed.atol = rtol, atol
+        if not tf.is_tensor(atol):  # else one that is as much zero as before
+            changed._may_lack_scale = _holds_zero(atol)
         return changed
 
     def initial_state(self, first_step):
@@ -380,10 +387,6 @@ class PIController(Controller):
             ]
         return self.scaled_norm(errors, magnitudes)
 
-    @property
-    def _may_lack_scale(self):
-        return any(np.any(np.equal(leaf, 0)) for leaf in tf.nest.flatten(self.atol))
-
     def scaled_norm(self, xs, magnitudes):
         """Root mean square of x / (atol + rtol magnitude) over all tensors, float64 scalar.
 
@@ -404,9 +407,16 @@ class PIController(Controller):
         return tf.sqrt(total / tf.maximum(count, 1.0))
 
 
+def _holds_zero(atol):
+    return any(np.any(np.equal(leaf, 0)) for leaf in tf.nest.flatten(atol))
+
+
 def attainable(rtol, dtype):
     """A relative tolerance that rounding errors don't exceed; zero stays zero."""
     epsilon = float(np.spacing(np.ones([], dtype.as_numpy_dtype)))  # `finfo` knows no bfloat16
+    if tf.is_tensor(rtol):
+        below = tf.logical_and(rtol > 0.0, rtol < epsilon)
+        return tf.where(below, tf.cast(epsilon, rtol.dtype), rtol)
     return np.where((np.asarray(rtol) > 0) & (np.asarray(rtol) < epsilon), epsilon, rtol)
 
 

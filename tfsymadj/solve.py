@@ -1,5 +1,7 @@
 """`solve` and `odeint`: checks the arguments, turns names into objects, compiles eager calls."""
 
+import copy
+import functools
 import math
 
 import keras
@@ -8,7 +10,7 @@ import tensorflow as tf
 
 from tfsymadj import compiled
 from tfsymadj._platform import vectorizing
-from tfsymadj.config import is_int
+from tfsymadj.config import is_int, is_real
 from tfsymadj.controllers import (
     ConstantSteps,
     Controller,
@@ -177,18 +179,48 @@ def check_options(
 
 
 class _Options:
-    """The options of a solve that are fixed in its trace; `key` is their identity."""
+    """The options of a solve; `key` is the identity of what is fixed in its trace."""
 
     def __init__(self, **options):
         self.__dict__.update(options)
 
     @property
+    def numbers(self):
+        """The numbers that are inputs of a compiled solve, a tuple of floats."""
+        first_step = () if self.first_step is None else (self.first_step,)
+        of_controller = (float(getattr(self.controller, name)) for name in self._inputs)
+        return (self.min_step, *first_step, *of_controller)
+
+    @property
+    def _inputs(self):
+        """Names of the controller's numbers; a subclass may do anything with its own."""
+        names = vars(type(self.controller)).get("INPUTS", ())
+        return [name for name in names if is_real(getattr(self.controller, name))]
+
+    def with_numbers(self, numbers):
+        """The options with a float64 vector in place of `numbers`."""
+        changed, controller = copy.copy(self), copy.copy(self.controller)
+        changed.min_step, *numbers = tf.unstack(numbers, len(self.numbers))
+        if self.first_step is not None:
+            changed.first_step, *numbers = numbers
+        for name, number in zip(self._inputs, numbers):
+            setattr(controller, name, number)
+        changed.controller = controller
+        return changed
+
+    @property
     def key(self):
+        others = {k: v for k, v in vars(self.controller).items() if k not in self._inputs}
         return (
-            self.tableau, repr(self.first_step), self.min_step, self.max_steps, self.gradient,
-            self.autonomous, self.with_time, type(self.controller),
-            Contents(vars(self.controller)).key,
+            self.tableau, self.first_step is None, self.max_steps, self.gradient, self.autonomous,
+            self.with_time, type(self.controller), Contents(others).key,
         )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _vector(numbers):
+    with tf.init_scope():
+        return tf.constant(numbers, tf.float64)
 
 
 def _solve(dynamics, state, times, args, options, num_steps=None, caller=None):
@@ -245,13 +277,14 @@ def _solve(dynamics, state, times, args, options, num_steps=None, caller=None):
 
 def _solve_eagerly(dynamics, state, times, args, options):
     """The same as a compiled function: only so does a custom gradient save memory."""
-    inputs = {"state": state, "times": times, "args": args}
+    inputs = {"state": state, "times": times, "args": args, "numbers": _vector(options.numbers)}
     steps = options.controller.num_steps(times)
     if steps is not None:
         inputs["num_steps"] = tf.constant(_as_count(int(steps)), tf.int32)
 
     def function(caller, inputs):
-        return _solve(caller.dynamics, options=options, caller=caller, **inputs)
+        with_numbers = options.with_numbers(inputs.pop("numbers"))
+        return _solve(caller.dynamics, options=with_numbers, caller=caller, **inputs)
 
     return compiled.solve(function, dynamics, inputs, options.key)
 

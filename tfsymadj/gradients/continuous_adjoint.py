@@ -179,7 +179,7 @@ class _Augmented:
 
 def _augmented(tolerance, size, others):
     """A tolerance of the state as one of the augmented state."""
-    if not (tf.nest.is_nested(tolerance) or np.ndim(tolerance)):
+    if tf.is_tensor(tolerance) or not (tf.nest.is_nested(tolerance) or np.ndim(tolerance)):
         return tolerance
     leaves = [tolerance_of(tolerance, i, size) for i in range(size)]
     smallest = min(float(np.min(leaf)) for leaf in leaves)
