@@ -357,6 +357,13 @@ def cached():
     return len(compiled._entries)
 
 
+@pytest.fixture
+def empty_cache(monkeypatch):
+    """What other tests have left is not counted."""
+    monkeypatch.setattr(compiled, "_entries", type(compiled._entries)())
+    monkeypatch.setattr(compiled, "_warned", set())
+
+
 @OPTIONS
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
 def test_trace_does_not_hold_the_dynamics(options, closure):
@@ -380,16 +387,15 @@ def test_trace_does_not_hold_the_dynamics(options, closure):
     assert [x() for x in dead] == [None, None]
 
 
-def test_trace_vanishes_with_a_layer():
-    before = cached()
+def test_trace_vanishes_with_a_layer(empty_cache):
     layer = keras.layers.Dense(2)
     tfsymadj.odeint(layer, tf.ones([1, 2]), [0.0, 1.0], **FIXED)
-    assert cached() == before + 1
+    assert cached() == 1
     dead = weakref.ref(layer)
     del layer
     gc.collect()
     assert dead() is None
-    assert cached() == before
+    assert cached() == 0
 
 
 def test_methods_of_a_dead_object():
@@ -429,20 +435,16 @@ def end_of(dynamics, y0=1.0):
     return tfsymadj.odeint(dynamics, y0, [0.0, 1.0], **FIXED)[-1]
 
 
-def test_python_numbers_are_kept_for_a_few_values(monkeypatch):
-    monkeypatch.setattr(compiled, "_warned", set())
-    before = cached()
+def test_python_numbers_are_kept_for_a_few_values(empty_cache):
     with pytest.warns(UserWarning, match="pass them through `args`") as warned:
         for k in range(7):
             assert end(lambda t, y, k=k: k * y) == pytest.approx(grow(k))
     assert len([x for x in warned if "pass them" in str(x.message)]) == 1
-    assert cached() == before + 4
+    assert cached() == 4
 
 
-def test_the_cache_is_bounded(monkeypatch):
+def test_the_cache_is_bounded(empty_cache, monkeypatch):
     monkeypatch.setattr(compiled, "_MAX_ENTRIES", 3)
-    monkeypatch.setattr(compiled, "_warned", set())
-    monkeypatch.setattr(compiled, "_entries", type(compiled._entries)())
     functions = [lambda t, y: y, lambda t, y: 2 * y, lambda t, y: 3 * y, lambda t, y: 4 * y]
     with pytest.warns(UserWarning, match="used least recently"):
         for k in (0, 1, 2, 0, 3):
@@ -465,12 +467,11 @@ def test_gradient_after_the_dynamics_are_gone():
     np.testing.assert_allclose(tape.gradient(y, w), (1 + 0.5 / 4) ** 3)
 
 
-def test_inside_a_function_nothing_is_cached():
-    before = cached()
+def test_inside_a_function_nothing_is_cached(empty_cache):
 
     @tf.function
     def compute(y0):
         return tfsymadj.odeint(lambda t, y: -y, y0, [0.0, 1.0], **FIXED)
 
     compute(tf.ones([2]))
-    assert cached() == before
+    assert cached() == 0

@@ -502,7 +502,7 @@ def test_numbers_of_the_steps_are_inputs(options):
 
 
 def test_models_are_freed_after_fit():
-    alive = []
+    alive, before = [], len(graphs_of_solves())
     for jit in (False, True):
         layer = tfsymadj.ODELayer(keras.layers.Dense(3), **ONE)
         model = keras.Sequential([keras.Input((3,)), layer])
@@ -510,13 +510,12 @@ def test_models_are_freed_after_fit():
         x = np.ones((4, 3), "f")
         model.fit(x, x, verbose=0)
         alive += [weakref.ref(layer), weakref.ref(layer.dynamics.kernel)]
-        graphs = len(graphs_of_solves())
-        assert graphs > 0
+        assert len(graphs_of_solves()) > before
         del model, layer
         keras.backend.clear_session()
         gc.collect()
     assert [x() for x in alive] == [None] * 4
-    assert len(graphs_of_solves()) == 0
+    assert len(graphs_of_solves()) <= before
 
 
 def graphs_of_solves():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import MODES, XLA_SLOW, run
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 import tfsymadj
@@ -18,6 +18,15 @@ from tfsymadj import (
 )
 
 STEPS = 2
+
+
+@pytest.fixture(autouse=True)
+def variable_scope():
+    """An error inside of `tf.map_fn` leaves the scope as it should be in graphs only."""
+    yield
+    tf.compat.v1.get_variable_scope()._caching_device = None
+
+
 METHODS = [
     SymplecticAdjoint(),
     SymplecticAdjoint("stages"),
@@ -521,17 +530,22 @@ def variables_only(sources, read):
 
 def check_at_random(make, gradient, mode):
     sources = Sources()
-    check(make(sources), sources, gradient, mode, 1e-11)
+    dynamics = make(sources)
+    try:
+        results(unrolled, dynamics, sources, "graph")
+    except (ValueError, NotImplementedError):
+        reject()  # what plain TensorFlow can't do in a function is not asked of a solve
+    check(dynamics, sources, gradient, mode, 1e-11)
 
 
 @given(dynamics(), st.sampled_from(METHODS), st.sampled_from(["eager", "graph"]))
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_random_dynamics(make, gradient, mode):
     check_at_random(make, gradient, mode)
 
 
 @pytest.mark.slow
 @given(dynamics(), st.sampled_from(METHODS), st.sampled_from(MODES))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_many_random_dynamics(make, gradient, mode):
     check_at_random(make, gradient, mode)

@@ -396,6 +396,8 @@ class PIController(Controller):
         for i, (x, magnitude) in enumerate(zip(xs, magnitudes)):
             rtol, atol = (tolerance_of(v, i, len(xs)) for v in (self.rtol, self.atol))
             rtol = tf.cast(attainable(rtol, magnitude.dtype), magnitude.dtype)
+            if not tf.is_tensor(atol):  # by itself TensorFlow would round it to float32
+                atol = np.asarray(atol, np.float64)
             atol = tf.cast(atol, magnitude.dtype)
             scale = atol + rtol * magnitude
             ratio = tf.abs(x) / tf.maximum(scale, tf.cast(_TINY, scale.dtype))

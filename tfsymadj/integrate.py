@@ -168,7 +168,7 @@ def integrate(problem, recording=None):
         else:
             # Less would leave the time where it is.
             first_step = tf.maximum(
-                tf.cast(problem.first_step, tf.float64), _EPSILON * tf.abs(ts[0])
+                tf.convert_to_tensor(problem.first_step, tf.float64), _EPSILON * tf.abs(ts[0])
             )
         first = slopes if tableau.fsal else []
 

@@ -162,7 +162,13 @@ def _capture(graph, tensor, *args, **kwargs):
     if _active.stack and is_eager(tensor):
         value = _value_of(tensor, graph)
         tensor = tensor if value is None else value
-    return _originals["capture"](graph, tensor, *args, **kwargs)
+    captured = _originals["capture"](graph, tensor, *args, **kwargs)
+    if _active.stack and captured is not tensor and hasattr(graph, "_forward_graph"):
+        # In the gradient of a loop, where TensorFlow does not tell tapes of its own.
+        record.record_operation(
+            "captured_value", [captured], [tensor], backward_function=lambda gradient: [gradient]
+        )
+    return captured
 
 
 def _call_function(function, *args, **kwargs):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import sys
 import threading
 
@@ -15,6 +16,7 @@ class _Watching(threading.local):
 
 _watching = _Watching()
 _lock = threading.Lock()
+_AUTOGRAPH = os.path.join("tensorflow", "python", "autograph")
 
 
 @contextlib.contextmanager
@@ -34,11 +36,19 @@ def _noting(method):
     @functools.wraps(method)
     def noted(shape, *args):
         if _watching.seen is not None and not _is_known(shape, args):
-            _watching.seen(sys._getframe(1).f_code.co_filename)
+            _watching.seen(_caller())
         return method(shape, *args)
 
     noted._tfsymadj_original = method
     return noted
+
+
+def _caller():
+    """The file that asks; converted code asks by way of AutoGraph."""
+    frame = sys._getframe(2)
+    while _AUTOGRAPH in frame.f_code.co_filename and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_filename
 
 
 def _is_known(shape, args):
