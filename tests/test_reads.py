@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import MODES, XLA_SLOW, run
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import tfsymadj
@@ -505,12 +505,9 @@ AGAIN = (recomputed, by_hand)
 def dynamics(draw):
     """Compositions of ways to read."""
     parts = draw(
-        st.lists(st.tuples(st.sampled_from(WAYS), st.sampled_from(READS)), min_size=1, max_size=3)
+        st.lists(st.tuples(st.sampled_from(WAYS), st.sampled_from(READS)), min_size=1, max_size=2)
     )
-    outer = [plainly, in_a_function, in_a_branch, in_a_loop]
-    if not any(way in AGAIN for way, _ in parts):
-        outer.append(by_a_tape)
-    outer = draw(st.sampled_from(outer))
+    outer = draw(st.sampled_from([plainly, in_a_function, in_a_branch]))
 
     def make(sources):
         functions = []
@@ -530,22 +527,20 @@ def variables_only(sources, read):
 
 def check_at_random(make, gradient, mode):
     sources = Sources()
-    dynamics = make(sources)
-    try:
-        results(unrolled, dynamics, sources, "graph")
-    except (ValueError, NotImplementedError):
-        reject()  # what plain TensorFlow can't do in a function is not asked of a solve
-    check(dynamics, sources, gradient, mode, 1e-11)
+    check(make(sources), sources, gradient, mode, 1e-11)
 
 
-@given(dynamics(), st.sampled_from(METHODS), st.sampled_from(["eager", "graph"]))
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_random_dynamics(make, gradient, mode):
-    check_at_random(make, gradient, mode)
+RANDOM = dict(deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+
+
+@given(dynamics())
+@settings(max_examples=6, derandomize=True, **RANDOM)
+def test_random_dynamics(make):
+    check_at_random(make, METHODS[0], "graph")
 
 
 @pytest.mark.slow
 @given(dynamics(), st.sampled_from(METHODS), st.sampled_from(MODES))
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, **RANDOM)
 def test_many_random_dynamics(make, gradient, mode):
     check_at_random(make, gradient, mode)
