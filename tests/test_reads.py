@@ -543,4 +543,6 @@ def test_random_dynamics(make):
 @given(dynamics(), st.sampled_from(METHODS), st.sampled_from(MODES))
 @settings(max_examples=200, **RANDOM)
 def test_many_random_dynamics(make, gradient, mode):
+    if mode == "xla":  # which does not compile TensorFlow's own gradients of loops in branches
+        gradient = METHODS[0]
     check_at_random(make, gradient, mode)
