@@ -54,6 +54,8 @@ class Configured:
         return cls(**{name: _deserialized(value) for name, value in config.items()})
 
     def __eq__(self, other):
+        if self is other:
+            return True
         if type(self) is not type(other):
             return NotImplemented
         return all(_key(f(self)) == _key(f(other)) for f in (type(self).get_config, vars))

@@ -1,5 +1,7 @@
 """How the forward loop is differentiated: interchangeable objects with a `solve` method."""
 
+import functools
+
 from tfsymadj.gradients.backprop import Backprop
 from tfsymadj.gradients.continuous_adjoint import ContinuousAdjoint
 from tfsymadj.gradients.gradient import Gradient
@@ -18,6 +20,12 @@ GRADIENTS = {
 }
 
 
+@functools.cache
+def _by_name(name):
+    """One object for all solves, which a cache finds by its identity."""
+    return GRADIENTS[name]()
+
+
 def get_gradient(gradient):
     """A gradient object from its name; objects are returned as they are.
 
@@ -27,7 +35,7 @@ def get_gradient(gradient):
         ValueError: for an unknown name.
     """
     if isinstance(gradient, str) and gradient in GRADIENTS:
-        gradient = GRADIENTS[gradient]()
+        gradient = _by_name(gradient)
     if isinstance(gradient, Gradient):
         return gradient if gradient_is_wanted() else NoGradient()
     raise ValueError(
