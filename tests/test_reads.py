@@ -22,8 +22,7 @@ STEPS = 2
 
 @pytest.fixture(autouse=True)
 def variable_scope():
-    """An error inside of `tf.map_fn` leaves the scope as it should be in graphs only."""
-    yield
+    """An error inside of `tf.map_fn` leaves the scope as it is in graphs, for all later tests."""
     tf.compat.v1.get_variable_scope()._caching_device = None
 
 
