@@ -243,24 +243,23 @@ def _custom_gradient(function, args, kwargs):
 
 
 def _remembering(function, substitution):
+    """The function of a custom gradient, whose gradient function enters the substitution."""
+
     def remembered(*args):
         result, backward = function(*args)
 
-        def again(*cotangents, **keywords):
+        def without_variables(*cotangents):
             with _entered(substitution):
-                return backward(*cotangents, **keywords)
+                return backward(*cotangents)
 
-        def again_with_variables(*cotangents, variables=()):
-            return again(*cotangents, **({"variables": variables} if variables else {}))
+        def with_variables(*cotangents, variables=()):
+            with _entered(substitution):
+                return backward(*cotangents, **({"variables": variables} if variables else {}))
 
+        # TensorFlow looks at the signature.
         parameters = inspect.signature(backward).parameters
-        takes = "variables" in parameters or any(
-            p.kind is p.VAR_KEYWORD for p in parameters.values()
-        )
-        return result, again_with_variables if takes else again_plainly(again)
-
-    def again_plainly(again):
-        return lambda *cotangents: again(*cotangents)
+        takes = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return result, with_variables if takes or "variables" in parameters else without_variables
 
     remembered.__name__ = getattr(function.func, "__name__", "function")
     return remembered

@@ -391,9 +391,6 @@ class Contents:
             iterates = hasattr(part, "__next__")
             self._child("state", list(part) if iterates else part)
 
-    def _singleton(self, x):
-        self._identity(x)
-
 
 def _digest(x):
     return hashlib.blake2b(x.view(np.uint8).data if x.ndim else x.tobytes()).digest()
@@ -578,7 +575,7 @@ _HANDLERS = [
     (keras.Variable, Contents._keras_variable),
     (keras.Layer, Contents._layer),
     (keras.DTypePolicy, Contents._policy),
-    (keras.KerasTensor, Contents._singleton),
+    (keras.KerasTensor, Contents._identity),
     (types.FunctionType, Contents._function),
     (types.MethodType, Contents._method),
     (functools.partial, Contents._partial),
@@ -599,7 +596,7 @@ _HANDLERS = [
             types.MemberDescriptorType, types.CodeType, np.ufunc, logging.Logger, io.IOBase,
             *_platform.LOCKS,
         ),
-        Contents._singleton,
+        Contents._identity,
     ),
     (
         (types.GeneratorType, types.CoroutineType, collections.abc.Iterator),
