@@ -13,7 +13,7 @@ help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 
 # The stamp tells whether what is installed is older than what is asked for.
-$(VENV)/.stamp: setup.cfg pyproject.toml
+$(VENV)/.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e '.[dev,examples,tfp]'
 	touch $@
@@ -29,7 +29,7 @@ test: venv  ## Run the tests, less those that take long.
 test-slow: venv  ## Run the tests that take long.
 	$(BIN)/python -m pytest -m slow
 
-$(OLDEST)/.stamp: setup.cfg tests/oldest.txt
+$(OLDEST)/.stamp: pyproject.toml tests/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install -e '.[test]' -c tests/oldest.txt
 	touch $@

@@ -3,7 +3,6 @@
 import importlib
 
 from tfsymadj import _backend, callbacks, layers  # noqa: F401 - the backend's check comes first
-from tfsymadj.controllers import ConstantSteps, Controller, PIController
 from tfsymadj.gradients import (
     Backprop,
     ContinuousAdjoint,
@@ -15,9 +14,10 @@ from tfsymadj.gradients import (
     no_gradient,
 )
 from tfsymadj.layers import ODELayer
+from tfsymadj.methods import METHODS, ButcherTableau
 from tfsymadj.solution import Solution, Stats, Status
 from tfsymadj.solve import odeint, solve
-from tfsymadj.tableaus import METHODS, ButcherTableau
+from tfsymadj.steps import ConstantSteps, Controller, PIController, Proposal
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ __all__ = [
     "NoGradient",
     "ODELayer",
     "PIController",
+    "Proposal",
     "Solution",
     "SolveCheckpoint",
     "Stats",
@@ -51,3 +52,7 @@ def __getattr__(name):
     if name == "bijectors":
         return importlib.import_module("tfsymadj.bijectors")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*__all__, "bijectors"])

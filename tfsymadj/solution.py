@@ -13,6 +13,9 @@ class Status(enum.IntEnum):
     NaN.
     """
 
+    def __str__(self):
+        return self.name.lower()
+
     SUCCESS = 0
     MAX_STEPS_REACHED = 1
     STEP_UNDERFLOW = 2
@@ -75,9 +78,26 @@ class Solution(NamedTuple):
         y: the states at these times: the nest of `y0`, each tensor with a leading axis `len(t)`.
         status: int32 scalar, a value of `Status`.
         stats: `Stats`.
+        success: whether the solve reached the last time, a boolean scalar.
     """
 
     t: tf.Tensor
     y: Any
     status: tf.Tensor
     stats: Stats
+
+    @property
+    def success(self) -> tf.Tensor:
+        return tf.equal(self.status, int(Status.SUCCESS))
+
+    def __repr__(self):
+        states = tf.nest.map_structure(lambda y: f"{y.dtype.name} {y.shape}", self.y)
+        states = states if isinstance(states, str) else repr(states).replace("'", "")
+        if not tf.executing_eagerly() or tf.is_symbolic_tensor(self.status):
+            return f"<Solution: y: {states}>"
+        stats = Stats(*(int(n) for n in self.stats))
+        return (
+            f"<Solution: {Status(int(self.status))}, t from {float(self.t[0]):g} to "
+            f"{float(self.t[-1]):g}, y: {states}, {stats.num_accepted} steps and "
+            f"{stats.num_rejected} rejected, {stats.num_evaluations} evaluations>"
+        )

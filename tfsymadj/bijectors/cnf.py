@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from typing_extensions import Unpack
 
 from tfsymadj import _platform
 from tfsymadj._platform import copies
@@ -16,8 +17,9 @@ from tfsymadj.bijectors.freshness import FreshCache
 from tfsymadj.bijectors.seeds import as_seed_pair
 from tfsymadj.bijectors.traces import Field, get_trace
 from tfsymadj.dynamics import calling, contents
+from tfsymadj.options import Options, SolverOptions, documented, with_options
 from tfsymadj.solution import Stats
-from tfsymadj.solve import check_options, solve
+from tfsymadj.solve import check, solve_with
 
 copies.register()
 
@@ -51,6 +53,7 @@ class FlowSolution(NamedTuple):
     stats: Stats
 
 
+@documented
 class CNF(tfp.bijectors.Bijector):
     """The flow of an ODE: forward(x) = y(t[1]), where dy/dt = dynamics(t, y), y(t[0]) = x.
 
@@ -72,20 +75,9 @@ class CNF(tfp.bijectors.Bijector):
         event_ndims: the number of axes of an event.
         regularizers: of `"kinetic_energy"` and `"jacobian_norm"`: those that are integrated along
             with the state, see `FlowSolution` (Finlay et al., arXiv:2002.02798).
-        method: as in `tfsymadj.solve`, like all further options.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        num_steps: number of equal steps.
-        step_size: upper bound of equal steps.
-        controller: a controller in place of these.
-        first_step: size of the first adaptive step.
-        min_step: smallest adaptive step.
-        max_steps: bound of adaptive steps.
-        gradient: how the flow is differentiated.
-        autonomous: whether the dynamics are called without the time.
-        on_failure: `"raise"` or `"status"`.
         validate_args: as in `tfb.Bijector`.
         name: name of the bijector, by which chains hand over keywords.
+        **options: as in `tfsymadj.solve`.
 
     Keywords of `forward`, `inverse` and the log-det-Jacobians:
         condition: nest of tensors, further arguments of the dynamics; gradients reach them. Their
@@ -109,6 +101,7 @@ class CNF(tfp.bijectors.Bijector):
 
     _cache = FreshCache("_solved_forward", "_solved_inverse")
 
+    @with_options
     def __init__(
         self,
         dynamics,
@@ -118,38 +111,17 @@ class CNF(tfp.bijectors.Bijector):
         seed=None,
         event_ndims=1,
         regularizers=(),
-        method="dopri5",
-        rtol=1e-3,
-        atol=1e-6,
-        num_steps=None,
-        step_size=None,
-        controller=None,
-        first_step=None,
-        min_step=None,
-        max_steps=4096,
-        gradient="symplectic_adjoint",
-        autonomous=None,
-        on_failure="raise",
         validate_args=False,
         name="cnf",
+        **options: Unpack[SolverOptions],
     ):
-        parameters = dict(locals())
-        del parameters["self"], parameters["__class__"]
-        options = {
-            "method": method,
-            "rtol": rtol,
-            "atol": atol,
-            "num_steps": num_steps,
-            "step_size": step_size,
-            "controller": controller,
-            "first_step": first_step,
-            "min_step": min_step,
-            "max_steps": max_steps,
-            "gradient": gradient,
-            "on_failure": on_failure,
-        }
+        parameters = {
+            "dynamics": dynamics, "t": t, "trace": trace, "seed": seed, "event_ndims": event_ndims,
+            "regularizers": regularizers, "validate_args": validate_args, "name": name, **options,
+        }  # fmt: skip
+        options = Options.of("CNF", options)
         t = t.value if isinstance(t, keras.Variable) else t
-        check_options(dynamics, t, **options)
+        check(dynamics, t, options)
         if (t.shape[0] if hasattr(t, "shape") else len(t)) != 2:
             raise ValueError(f"`t` must have two entries. Received: {t!r}")
         if isinstance(event_ndims, bool) or not isinstance(event_ndims, int) or event_ndims < 1:
@@ -174,7 +146,7 @@ class CNF(tfp.bijectors.Bijector):
         # Keras layers don't hand their variables to a `tf.Module` that holds them.
         self._weights, _ = contents.variables(dynamics)
         self._field = self._no_dependency(
-            _Augmented(dynamics, autonomous, get_trace(trace), tuple(regularizers))
+            _Augmented(dynamics, options.autonomous, get_trace(trace), tuple(regularizers))
         )
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # not by its parameters, which may change
@@ -291,13 +263,13 @@ class CNF(tfp.bijectors.Bijector):
         t = self._t
         if inverse:
             t = t[::-1] if isinstance(t, (list, tuple, np.ndarray)) else tf.reverse(t, [0])
-        solution = solve(
+        solution = solve_with(
             functools.partial(field.derivative, len(noise)),
             state,
             t,
-            args=(*noise, *conditions),
+            (*noise, *conditions),
+            options,
             autonomous=False,
-            **options,
         )
         ends = {part: value[-1] for part, value in solution.y.items()}
 

@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+from typing_extensions import Unpack
 
 from tfsymadj._platform import bijectors
 from tfsymadj.bijectors.freshness import FreshCache
-from tfsymadj.solve import solve
+from tfsymadj.options import Options, SolverOptions, documented, with_options
+from tfsymadj.solve import solve_with
 
 
 class _Results(NamedTuple):
@@ -22,11 +24,13 @@ class _Results(NamedTuple):
     states: tf.Tensor
 
 
-def ode_solve_fn(**options):
+@documented
+@with_options
+def ode_solve_fn(**options: Unpack[SolverOptions]):
     """A solver with the signature that `tfb.FFJORD(ode_solve_fn=...)` takes.
 
     Args:
-        **options: of `tfsymadj.solve`, such as `method`, `rtol`, `atol`, `gradient`.
+        **options: those of `tfsymadj.solve`, such as `method`, `rtol`, `atol`, `gradient`.
 
     Returns:
         Callable `(ode_fn, initial_time, initial_state, solution_times, constants=None)` that
@@ -42,7 +46,7 @@ def ode_solve_fn(**options):
     TensorShape([2, 3])
     """
 
-    return _Solver(options)
+    return _Solver(Options.of("ode_solve_fn", options))
 
 
 class _Solver:
@@ -57,7 +61,7 @@ class _Solver:
         def dynamics(t, y):
             return ode_fn(t, y, **constants)
 
-        states = solve(dynamics, initial_state, times, **self._options).y
+        states = solve_with(dynamics, initial_state, times, (), self._options).y
         return _Results(times[1:], tf.nest.map_structure(lambda y: y[1:], states))
 
 

@@ -7,6 +7,7 @@ step `tf.custom_gradient` would silently return no gradient for them.
 """
 
 import weakref
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -14,6 +15,22 @@ from tfsymadj import _platform
 from tfsymadj.dynamics import contents
 from tfsymadj.dynamics.identity import MAX_VALUES
 from tfsymadj.dynamics.reproducible import check_reproducible, graph_content, reads_variables
+
+
+class Sources(NamedTuple):
+    """What a solve is differentiated for, or the gradients for it: lists of tensors.
+
+    Attributes:
+        ys: the state.
+        captured: `ClosedDynamics.captured`.
+        variables: `ClosedDynamics.variables`.
+        times: those that the derivative is wanted for, if any.
+    """
+
+    ys: list
+    captured: list
+    variables: list
+    times: list
 
 
 class ClosedDynamics:
@@ -39,11 +56,20 @@ class ClosedDynamics:
         self.live = live
 
     def __call__(self, t, ys):
-        with self._substituted():
+        with self.substituted():
             return self._function(t, list(ys))
 
-    def _substituted(self):
+    def substituted(self):
+        """The context in which reads are redirected: custom gradients of the dynamics read
+        variables when the gradient is computed.
+        """
         return _platform.substituted(self._inputs.value, self._caller.looks_at)
+
+    def sources(self, ys, times=()):
+        """The `Sources` of an evaluation at `ys`."""
+        # By their own handles: those are what a concrete function captured.
+        handles = [_platform.handle(v) for v in self.variables]
+        return Sources(list(ys), self.captured, handles, list(times))
 
     def apart(self, t, ys):
         """An evaluation in a graph of its own, into which the tapes of the caller can't see.
@@ -76,37 +102,33 @@ class ClosedDynamics:
             same = tf.logical_and(same, tf.reduce_all(equal))
         return same
 
-    def vjp(self, t, ys, cotangents, variables=(), with_values=False):
+    def vjp(self, t, ys, cotangents, with_values=False):
         """One evaluation under a tape of its own, and its vector-Jacobian product.
 
         Args:
             t: float64 scalar.
             ys: list of tensors.
             cotangents: list of tensors like `ys`.
-            variables: the variables of `self.variables` to differentiate for.
             with_values: whether the values and the gradient for `t` are wanted.
 
         Returns:
-            `(dys, dt, dcaptured, dvariables, values)`: lists of tensors, None where the dynamics
-            don't depend on an input; `dt` and `values` are None without `with_values`.
+            `(gradients, values)`: `Sources`, None where the dynamics don't depend on one, and a
+            list of tensors, or None without `with_values`.
         """
-        # By their own handles: those are what a concrete function captured.
-        handles = [_platform.handle(v) for v in variables]
-        sources = [*ys, *self.captured, *handles, *([t] if with_values else [])]
-        # Custom gradients of the dynamics read variables when the gradient is computed.
-        with self._substituted():
+        sources = self.sources(ys, [t] if with_values else [])
+        with self.substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
                 values = self._function(t, list(ys))
-            gradients = tape.gradient(values, sources, output_gradients=cotangents)
-        gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
-        n, m = len(ys), len(ys) + len(self.captured)
-        dt = gradients.pop() if with_values else None
+            found = tape.gradient(values, sources, output_gradients=cotangents)
+        found = tf.nest.map_structure(
+            lambda g: None if g is None else tf.convert_to_tensor(g), found
+        )
         dys = [
             tf.zeros_like(y) if g is None else tf.ensure_shape(g, y.shape)
-            for g, y in zip(gradients[:n], ys)
+            for g, y in zip(found.ys, ys)
         ]
-        return dys, dt, gradients[n:m], gradients[m:], values if with_values else None
+        return found._replace(ys=dys), values if with_values else None
 
 
 class Caller:

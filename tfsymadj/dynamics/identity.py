@@ -28,6 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsymadj import _platform
+from tfsymadj.config import Configured
 
 #: More objects than any model has: whoever holds so many holds his data, too.
 _MAX_OBJECTS = 20_000
@@ -229,10 +230,10 @@ class Contents:
                 self.tokens.append("unbound")
                 continue
             self._named(name, value, attributes)
-        if f.__dict__:
-            self._child("attributes", f.__dict__)
         if is_library(code.co_filename):
             return
+        if f.__dict__:
+            self._child("attributes", f.__dict__)
         namespace = f.__globals__
         for name in names:
             if name in namespace:
@@ -352,6 +353,13 @@ class Contents:
                 self._child((type(x), name), value)
         for variable in x.variables:
             self._child("variables", variable)
+
+    def _configured(self, x):
+        """One of the package's own, which compares by its config."""
+        if _is_library_class(type(x)):
+            self.tokens.append(x)
+        else:
+            self._object(x)
 
     def _policy(self, x):
         self.tokens.append(x.name)
@@ -575,6 +583,7 @@ _HANDLERS = [
     (keras.Variable, Contents._keras_variable),
     (keras.Layer, Contents._layer),
     (keras.DTypePolicy, Contents._policy),
+    (Configured, Contents._configured),
     (keras.KerasTensor, Contents._identity),
     (types.FunctionType, Contents._function),
     (types.MethodType, Contents._method),

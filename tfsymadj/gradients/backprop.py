@@ -5,8 +5,9 @@ import dataclasses
 import tensorflow as tf
 
 from tfsymadj import _platform
-from tfsymadj.gradients.gradient import Gradient, Solved
-from tfsymadj.integrate import integrate, poison
+from tfsymadj.gradients.gradient import Gradient
+from tfsymadj.loop.failures import poison
+from tfsymadj.loop.integrate import integrate
 
 
 class Backprop(Gradient):
@@ -21,21 +22,13 @@ class Backprop(Gradient):
     """
 
     def solve(self, problem):
-        result = integrate(dataclasses.replace(problem, dynamics=problem.dynamics.apart))
-        return Solved(
-            _fail_gradients(result.ys, result.status, problem),
-            result.status,
-            result.time,
-            result.num_steps,
-            result.num_accepted,
-            result.num_evaluations,
-            tf.zeros([], tf.int32),
-        )
+        outcome = integrate(dataclasses.replace(problem, dynamics=problem.dynamics.apart))
+        return outcome._replace(ys=_fail_gradients(outcome.ys, outcome.status, problem))
 
 
 def _fail_gradients(ys, status, problem):
     """`ys`; if the solve failed, every gradient that passes through them becomes NaN."""
-    inputs = [*problem.ys, problem.ts, *problem.dynamics.captured]
+    inputs = [*problem.ys, problem.stops, *problem.dynamics.captured]
 
     def backward(cotangents):
         return poison([*cotangents, *(tf.zeros_like(x) for x in inputs)], status)

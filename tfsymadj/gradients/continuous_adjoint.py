@@ -6,13 +6,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfsymadj import _platform
+from tfsymadj.arithmetic import accumulator, inner
 from tfsymadj.config import is_real
-from tfsymadj.controllers import PIController, tolerance_of
-from tfsymadj.gradients.recomputing import InputGradients, Recomputing, accumulator
-from tfsymadj.integrate import integrate, poison
-from tfsymadj.runge_kutta import inner
+from tfsymadj.dynamics.augmented import AdjointSystem
+from tfsymadj.dynamics.closing import Sources
+from tfsymadj.gradients.recomputing import Recomputing
+from tfsymadj.loop.failures import is_success, poison
+from tfsymadj.loop.integrate import integrate
+from tfsymadj.methods import get_method
 from tfsymadj.solution import Status
-from tfsymadj.tableaus import get_tableau
+from tfsymadj.steps.pi import PIController
+from tfsymadj.steps.tolerance import tolerance_of
 
 
 class ContinuousAdjoint(Recomputing):
@@ -55,7 +59,7 @@ class ContinuousAdjoint(Recomputing):
                     f"`{name}` must be a finite scalar, not negative, or None. Received: {value!r}"
                 )
         if method is not None:
-            get_tableau(method)
+            get_method(method)
         self.rtol = None if rtol is None else float(rtol)
         self.atol = None if atol is None else float(atol)
         self.method = method
@@ -64,8 +68,8 @@ class ContinuousAdjoint(Recomputing):
         return {"rtol": self.rtol, "atol": self.atol, "method": self.method}
 
     def _solver(self, problem, others=0):
-        """`(tableau, controller)` of the backward solve."""
-        tableau = problem.tableau if self.method is None else get_tableau(self.method)
+        """`(method, controller)` of the backward solve."""
+        method = problem.method if self.method is None else get_method(self.method)
         controller = problem.controller
         given = self.rtol is not None or self.atol is not None
         if given and not isinstance(controller, PIController):
@@ -78,103 +82,79 @@ class ContinuousAdjoint(Recomputing):
                     for a, b in zip(own, forward)
                 )
             )
-        if controller.adaptive and not tableau.adaptive:
+        if controller.adaptive and not method.adaptive:
             raise ValueError(
-                f"The method {tableau.name!r} has no error estimate: `ContinuousAdjoint` needs "
+                f"The method {method.name!r} has no error estimate: `ContinuousAdjoint` needs "
                 "`method`, one with an error estimate, if `rtol` or `atol` is given or the forward "
                 f"steps are adaptive. Received: {self!r}"
             )
-        tableau = tableau if controller.adaptive else tableau.without_error()
-        return tableau, controller.for_method(tableau)
+        method = method if controller.adaptive else method.without_error()
+        return method, controller.for_method(method)
 
-    def backward(self, problem, recording, integral, variables, cotangents):
-        dynamics, ts = problem.dynamics, problem.ts
-        size, targets = len(problem.ys), [*dynamics.captured, *variables]
-        tableau, controller = self._solver(problem, len(targets))
-        augmented = _Augmented(dynamics, size, variables)
+    def backward(self, problem, recording, outcome, cotangents):
+        dynamics, stops = problem.dynamics, problem.stops
+        inputs = Sources(problem.ys, dynamics.captured, dynamics.variables, [])
+        targets = [*inputs.captured, *inputs.variables]
+        method, controller = self._solver(problem, len(targets))
+        system = AdjointSystem(dynamics, len(problem.ys))
 
         def at(m, xs):
             return [tf.ensure_shape(x[m], y.shape) for x, y in zip(xs, problem.ys)]
 
-        def body(m, adjoints, gradients, d_ts, status):
-            ys, arriving = at(m, integral.ys), at(m, cotangents)
+        def interval(m, adjoints, gradients, d_stops, status):
+            ys, arriving = at(m, outcome.ys), at(m, cotangents)
             if problem.with_time:
-                d_ts += inner(arriving, dynamics(ts[m], ys)) * one_hot(m)
+                d_stops += inner(arriving, dynamics(stops[m], ys)) * one_hot(m)
             adjoints = [a + g for a, g in zip(adjoints, arriving)]
-            times = tf.stack([ts[m], ts[m - 1]])
+            times = tf.stack([stops[m], stops[m - 1]])
             steps = controller.num_steps(times)
             known = steps is not None
             part = integrate(
                 dataclasses.replace(
                     problem,
-                    dynamics=augmented,
+                    dynamics=system,
                     ys=[*ys, *adjoints, *gradients],
-                    ts=times,
-                    tableau=tableau,
+                    stops=times,
+                    method=method,
                     controller=controller,
                     max_steps=steps if known else problem.max_steps,
                     known_length=known,
                     first_step=None,
                 )
             )
-            ends = [x[1] for x in part.ys]
-            status = tf.where(tf.equal(status, int(Status.SUCCESS)), part.status, status)
-            return m - 1, ends[size : 2 * size], ends[2 * size :], d_ts, status
+            end = system.split([x[1] for x in part.ys])
+            status = tf.where(is_success(status), part.status, status)
+            return m - 1, end.adjoints, end.gradients, d_stops, status
 
         def one_hot(m):
-            return tf.one_hot(m, problem.num_times, dtype=tf.float64)
+            return tf.one_hot(m, problem.num_stops, dtype=tf.float64)
 
-        _, adjoints, gradients, d_ts, status = tf.while_loop(
+        _, adjoints, gradients, d_stops, status = tf.while_loop(
             lambda m, *_: m > 0,
-            body,
+            interval,
             (
-                tf.convert_to_tensor(problem.num_times - 1),
+                tf.convert_to_tensor(problem.num_stops - 1),
                 [tf.zeros_like(y) for y in problem.ys],
                 [tf.ensure_shape(accumulator(x), x.shape) for x in targets],
-                tf.zeros([problem.num_times], tf.float64),
+                tf.zeros([problem.num_stops], tf.float64),
                 tf.constant(int(Status.SUCCESS)),
             ),
             parallel_iterations=1,
             name="intervals",
         )
         if problem.with_time:
-            d_ts -= inner(adjoints, dynamics(ts[0], problem.ys)) * one_hot(0)
+            d_stops -= inner(adjoints, dynamics(stops[0], problem.ys)) * one_hot(0)
         adjoints = [a + g for a, g in zip(adjoints, at(0, cotangents))]
         gradients = [tf.cast(g, x.dtype) for g, x in zip(gradients, targets)]
-        found = [*adjoints, d_ts, *gradients]
-        found = _once(poison(found, status))
-        count = size + 1 + len(dynamics.captured)
-        return InputGradients(
-            found[:size],
-            found[size] if problem.with_time else None,
-            found[size + 1 : count],
-            found[count:],
-        )
+        found = tf.nest.pack_sequence_as(inputs, [*adjoints, *gradients])
+        found = poison(found._replace(times=[d_stops] if problem.with_time else []), status)
+        return tf.nest.pack_sequence_as(found, _once(tf.nest.flatten(found)))
 
-    def backward_evaluations(self, problem, recording, integral):
-        tableau, controller = self._solver(problem)
+    def backward_evaluations(self, problem, recording, outcome):
+        method, controller = self._solver(problem)
         if controller.adaptive:  # as many as the error control will ask for
             return tf.constant(-1)
-        return integral.num_accepted * tf.constant(tableau.stages)
-
-
-class _Augmented:
-    """The dynamics of state, adjoint and accumulated gradients."""
-
-    def __init__(self, dynamics, size, variables):
-        self._dynamics, self._size, self._variables = dynamics, size, variables
-
-    def __call__(self, t, zs):
-        n = self._size
-        ys, adjoints, gradients = zs[:n], zs[n : 2 * n], zs[2 * n :]
-        dys, _, captured, variables, values = self._dynamics.vjp(
-            t, ys, adjoints, self._variables, with_values=True
-        )
-        found = [
-            tf.zeros_like(z) if g is None else -tf.cast(g, z.dtype)
-            for g, z in zip([*captured, *variables], gradients)
-        ]
-        return [*values, *(-d for d in dys), *found]
+        return outcome.stats.num_accepted * tf.constant(method.evaluations)
 
 
 def _augmented(tolerance, size, others):

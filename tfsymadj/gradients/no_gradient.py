@@ -7,10 +7,12 @@ import threading
 import tensorflow as tf
 
 from tfsymadj import _platform
-from tfsymadj.controllers import TabulatedSteps
-from tfsymadj.gradients.gradient import Gradient, Solved
-from tfsymadj.integrate import Integral, integrate
-from tfsymadj.solution import Status
+from tfsymadj.gradients.gradient import Gradient
+from tfsymadj.loop.failures import is_success
+from tfsymadj.loop.integrate import integrate
+from tfsymadj.loop.problem import Outcome
+from tfsymadj.solution import Stats
+from tfsymadj.steps.given import TabulatedSteps
 
 #: Up to so many output intervals get a loop of their own.
 _MAX_LOOPS = 32
@@ -35,18 +37,12 @@ class NoGradient(Gradient):
 
     def solve(self, problem):
         first, *others = _parts(problem)
-        result = integrate(first)
+        outcome = integrate(first)
         for part in others:
-            part = dataclasses.replace(part, ys=[y[-1] for y in result.ys])
-            result = _joined(result, integrate(part))
-        return Solved(
-            _without_gradient(result.ys),
-            result.status,
-            tf.cast(result.time, tf.float64),
-            result.num_steps,
-            result.num_accepted,
-            result.num_evaluations,
-            tf.zeros([], tf.int32),
+            part = dataclasses.replace(part, ys=[y[-1] for y in outcome.ys])
+            outcome = _joined(outcome, integrate(part))
+        return outcome._replace(
+            ys=_without_gradient(outcome.ys), time=tf.cast(outcome.time, tf.float64)
         )
 
 
@@ -66,7 +62,7 @@ def _without_gradient(ys):
 
 def _parts(problem):
     """The problem with tables of its steps, cut at the output times; if they are known."""
-    times, controller = tf.get_static_value(problem.ts), problem.controller
+    times, controller = tf.get_static_value(problem.stops), problem.controller
     single = all(y.dtype.real_dtype == tf.float32 for y in problem.ys)
     if times is None or not single or controller.table(times) is None:
         return [problem]
@@ -75,7 +71,7 @@ def _parts(problem):
     return [
         dataclasses.replace(
             problem,
-            ts=tf.constant(cut, tf.float32),
+            stops=tf.constant(cut, tf.float32),
             controller=TabulatedSteps(*controller.table(cut)),
             max_steps=len(controller.table(cut)[0]),
             known_length=True,
@@ -85,15 +81,13 @@ def _parts(problem):
 
 
 def _joined(first, second):
-    """The `Integral` of two solves one after the other."""
-    well = tf.equal(first.status, int(Status.SUCCESS))
-    return Integral(
-        [tf.concat([a, b[1:]], 0) for a, b in zip(first.ys, second.ys)],
-        tf.where(well, second.status, first.status),
-        tf.where(well, second.time, first.time),
-        first.num_steps + second.num_steps,
-        first.num_accepted + second.num_accepted,
-        first.num_evaluations + second.num_evaluations,
+    """The `Outcome` of two solves one after the other."""
+    well = is_success(first.status)
+    return Outcome(
+        ys=[tf.concat([a, b[1:]], 0) for a, b in zip(first.ys, second.ys)],
+        status=tf.where(well, second.status, first.status),
+        time=tf.where(well, second.time, first.time),
+        stats=Stats(*(a + b for a, b in zip(first.stats, second.stats))),
     )
 
 

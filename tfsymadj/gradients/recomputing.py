@@ -1,80 +1,65 @@
 """What the gradient methods have in common that evaluate the dynamics again."""
 
-from typing import Any, NamedTuple
-
 import tensorflow as tf
 
 from tfsymadj import _platform
-from tfsymadj.gradients.gradient import Gradient, Solved
-from tfsymadj.integrate import integrate, poison
-
-
-class InputGradients(NamedTuple):
-    """The gradients of one solve, None where there is none.
-
-    Attributes:
-        ys: for the initial state.
-        ts: for the output times, or None.
-        captured: for the captured inputs of the dynamics.
-        variables: for the variables of the dynamics that are read by TensorFlow itself.
-    """
-
-    ys: list
-    ts: Any
-    captured: list
-    variables: list
+from tfsymadj.checkpoints.recording import Recording
+from tfsymadj.dynamics.closing import Sources
+from tfsymadj.gradients.gradient import Gradient
+from tfsymadj.loop.failures import poison
+from tfsymadj.loop.integrate import integrate
+from tfsymadj.loop.problem import Outcome, Problem
 
 
 class Recomputing(Gradient):
     """A forward pass that keeps a recording, and a backward pass of one's own."""
 
-    def recording(self, problem):
-        """The `Recording` of a problem, or None."""
+    def recording(self, problem: Problem) -> Recording | None:
+        """What the forward pass keeps."""
         return None
 
-    def backward(self, problem, recording, integral, variables, cotangents):
+    def backward(
+        self, problem: Problem, recording: Recording | None, outcome: Outcome, cotangents: list
+    ) -> Sources:
         """The backward pass.
 
         Args:
-            problem: `integrate.Problem`.
+            problem: `Problem`.
             recording: of `recording`.
-            integral: `integrate.Integral`, the forward pass.
-            variables: variables to differentiate for beside `problem.dynamics.captured`.
-            cotangents: list of tensors like `integral.ys`.
+            outcome: of the forward pass.
+            cotangents: list of tensors like `outcome.ys`.
 
         Returns:
-            `InputGradients`.
+            The gradients: for the initial state, what the dynamics read, and the stops if
+            `problem.with_time`; None where there is none.
         """
         raise NotImplementedError
 
-    def backward_evaluations(self, problem, recording, integral):
+    def backward_evaluations(
+        self, problem: Problem, recording: Recording | None, outcome: Outcome
+    ) -> tf.Tensor:
         """How many evaluations `backward` will take, int32 scalar."""
         raise NotImplementedError
 
     def solve(self, problem):
         recording = self.recording(problem)
-        variables = problem.dynamics.variables
-        snapshot = problem.dynamics.snapshot()
-        integral = integrate(problem, recording)
+        dynamics = problem.dynamics
+        snapshot = dynamics.snapshot()
+        outcome = integrate(problem, recording)
 
         def backward(cotangents):
             with tf.name_scope(type(self).__name__):
-                found = self.backward(problem, recording, integral, variables, cotangents)
-            found = [*found.ys, found.ts, *found.captured, *found.variables]
-            found = poison(found, integral.status)
-            return _refuse_changes(problem.dynamics, snapshot, found) if snapshot else found
+                found = self.backward(problem, recording, outcome, cotangents)
+            # TensorFlow wants one for each input.
+            found = found._replace(times=found.times or [None])
+            found = tf.nest.flatten(poison(found, outcome.status))
+            return _refuse_changes(dynamics, snapshot, found) if snapshot else found
 
-        inputs = [*problem.ys, problem.ts, *problem.dynamics.captured, *variables]
-        ys = _platform.with_gradient(integral.ys, inputs, backward)
-        return Solved(
-            ys,
-            integral.status,
-            integral.time,
-            integral.num_steps,
-            integral.num_accepted,
-            integral.num_evaluations,
-            self.backward_evaluations(problem, recording, integral),
-        )
+        inputs = Sources(problem.ys, dynamics.captured, dynamics.variables, [problem.stops])
+        ys = _platform.with_gradient(outcome.ys, tf.nest.flatten(inputs), backward)
+        planned = self.backward_evaluations(problem, recording, outcome)
+        stats = outcome.stats._replace(num_backward_evaluations=planned)
+        return outcome._replace(ys=ys, stats=stats)
 
 
 def _refuse_changes(dynamics, snapshot, gradients):
@@ -89,9 +74,3 @@ def _refuse_changes(dynamics, snapshot, gradients):
     with tf.control_dependencies([tf.debugging.Assert(unchanged, [message])]):
         nan = tf.where(unchanged, 0.0, float("nan"))
         return [None if g is None else g + tf.cast(nan, g.dtype) for g in gradients]
-
-
-def accumulator(x):
-    """Zeros in which gradients of `x` are summed: never in half precision."""
-    dtype = tf.float32 if x.dtype in (tf.float16, tf.bfloat16) else x.dtype
-    return tf.zeros(x.shape if x.shape.is_fully_defined() else tf.shape(x), dtype)

@@ -4,9 +4,10 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfsymadj.gradients.recomputing import InputGradients, Recomputing
-from tfsymadj.integrate import integrate
-from tfsymadj.runge_kutta import after
+from tfsymadj.arithmetic import after
+from tfsymadj.dynamics.closing import Sources
+from tfsymadj.gradients.recomputing import Recomputing
+from tfsymadj.loop.integrate import integrate
 
 
 class SolveCheckpoint(Recomputing):
@@ -22,45 +23,44 @@ class SolveCheckpoint(Recomputing):
     >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient="baseline")
     """
 
-    def backward(self, problem, recording, integral, variables, cotangents):
-        captured = problem.dynamics.captured
-        size, targets = len(problem.ys), [*captured, *variables]
+    def backward(self, problem, recording, outcome, cotangents):
+        dynamics = problem.dynamics
 
-        def repeat(_, ys, ts, *__):
-            here = dataclasses.replace(problem, ys=ys, ts=ts)
-            sources = [*ys, *targets, *([ts] if problem.with_time else [])]
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(sources)
-                outputs = integrate(here).ys
-            found = tape.gradient(
-                outputs, sources, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            found = [
-                tf.ensure_shape(tf.convert_to_tensor(g), x.shape) for g, x in zip(found, sources)
-            ]
-            dts = found.pop() if problem.with_time else tf.zeros_like(ts)
-            return tf.constant(False), found[:size], dts, found[size:]
+        def repeat(_, ys, stops, *__):
+            here = dataclasses.replace(problem, ys=ys, stops=stops)
+            sources = dynamics.sources(ys, here.times)
+            with dynamics.substituted():
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(sources)
+                    outputs = integrate(here).ys
+                found = tape.gradient(outputs, sources, cotangents)
+            inputs = sources._replace(variables=dynamics.variables)
+            found = tf.nest.map_structure(_gradient_of, found, inputs)
+            (dts,) = found.times or [tf.zeros_like(stops)]
+            return tf.constant(False), found.ys, dts, found.captured, found.variables
 
         # A loop of one pass: it starts when the cotangents are there, or all solves of a model
         # would be repeated at once, and XLA gives what is inside memory of other solves.
-        _, dys, dts, others = tf.while_loop(
+        _, dys, dts, captured, variables = tf.while_loop(
             lambda pending, *_: pending,
             repeat,
             (
                 tf.constant(True),
                 after([g[-1] for g in cotangents], problem.ys),
-                problem.ts,
-                [tf.zeros_like(tf.convert_to_tensor(x)) for x in targets],
+                problem.stops,
+                [tf.zeros_like(x) for x in dynamics.captured],
+                [tf.zeros_like(tf.convert_to_tensor(x)) for x in dynamics.variables],
             ),
             maximum_iterations=1,
             name="repeat",
         )
-        return InputGradients(
-            dys,
-            dts if problem.with_time else None,
-            others[: len(captured)],
-            others[len(captured) :],
-        )
+        return Sources(dys, captured, variables, [dts] if problem.with_time else [])
 
-    def backward_evaluations(self, problem, recording, integral):
-        return integral.num_evaluations
+    def backward_evaluations(self, problem, recording, outcome):
+        return outcome.stats.num_evaluations
+
+
+def _gradient_of(gradient, x):
+    if gradient is None:
+        return tf.zeros_like(tf.convert_to_tensor(x))
+    return tf.ensure_shape(tf.convert_to_tensor(gradient), x.shape)

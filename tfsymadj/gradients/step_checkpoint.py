@@ -2,9 +2,9 @@
 
 import tensorflow as tf
 
+from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.gradients.recomputing import Recomputing
 from tfsymadj.gradients.sweep import TapeSweep
-from tfsymadj.recording import Recording
 
 
 class StepCheckpoint(Recomputing):
@@ -24,8 +24,8 @@ class StepCheckpoint(Recomputing):
     def recording(self, problem):
         return Recording(stride=1, rows=problem.max_steps)
 
-    def backward(self, problem, recording, integral, variables, cotangents):
-        return TapeSweep(problem, recording, integral, variables, cotangents).run()
+    def backward(self, problem, recording, outcome, cotangents):
+        return TapeSweep(problem, recording, outcome, cotangents).run()
 
-    def backward_evaluations(self, problem, recording, integral):
-        return integral.num_accepted * tf.constant(problem.tableau.stages)
+    def backward_evaluations(self, problem, recording, outcome):
+        return outcome.stats.num_accepted * tf.constant(problem.method.evaluations)

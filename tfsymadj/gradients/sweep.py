@@ -4,134 +4,86 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfsymadj import buffers
-from tfsymadj.gradients.recomputing import InputGradients, accumulator
-from tfsymadj.runge_kutta import after, rk_step, rk_step_adjoint, rk_step_vjp, two_sum
+from tfsymadj.arithmetic import accumulator, after, compensated_sum
+from tfsymadj.checkpoints.store import RingOfStages, StageLists
+from tfsymadj.dynamics.closing import Sources
+from tfsymadj.loop.outputs import StopOutputs
 
 
 class _Adjoint(NamedTuple):
     """What the backward loops carry."""
 
-    totals: list  # lambda, the gradients of the captured inputs, those of the variables
-    lows: list  # of `totals`: see `runge_kutta.two_sum`
-    ts: list  # of one tensor, or empty
-
-
-class _KeptStages:
-    """The stage values of `ring` steps in dense buffers, written in the forward pass first."""
-
-    def __init__(self, ring):
-        self._ring = ring
-
-    def set(self, rows, n, stages):
-        """`rows` with the stage values of step n."""
-        values = [tf.stack(x) for x in zip(*stages)]
-        row = n % self._ring
-        return [buffers.for_branches(buffers.replace_row, r, row, x) for r, x in zip(rows, values)]
-
-    def of_step(self, rows, n, like):
-        """Callable from i to the stage value i of step n."""
-        row = n % self._ring
-        return lambda i: [tf.ensure_shape(r[row, i], y.shape) for r, y in zip(rows, like)]
-
-
-class _StageLists:
-    """The stage values of a segment's steps but the last one in tensor lists."""
-
-    def __init__(self, stride, stages):
-        self._stride, self._stages = stride, stages
-
-    def reserve(self, like):
-        """The rows."""
-        stride, s = self._stride, self._stages
-        # At least one: a stride that is known at run time only may turn out to be one.
-        most = (stride - 1) * s if isinstance(stride, int) else tf.maximum((stride - 1) * s, 1)
-        return [buffers.set_row(buffers.reserve_rows(most, y), 0, y) for y in like]
-
-    def set(self, rows, n, stages):
-        """`rows` with the stage values of step n."""
-        first = self._first_row(n)
-        for i, stage in enumerate(stages):
-            rows = [buffers.set_row(r, first + i, y) for r, y in zip(rows, stage)]
-        return rows
-
-    def of_step(self, rows, n, like):
-        """Callable from i to the stage value i of step n."""
-        first = self._first_row(n)
-        return lambda i: [buffers.get_row(r, first + i, y) for r, y in zip(rows, like)]
-
-    def _first_row(self, n):
-        return n % self._stride * self._stages
+    totals: Sources  # lambda, the gradients of what the dynamics read, and of the stops
+    lows: Sources  # of `totals`, but for the stops: see `arithmetic.compensated_sum`
 
 
 class Sweep:
     """The symplectic adjoint over the accepted steps of one solve, segment by segment.
 
     Args:
-        problem: `integrate.Problem`.
+        problem: `Problem`.
         recording: `Recording`.
-        integral: `integrate.Integral`.
-        variables: variables to differentiate for beside `problem.dynamics.captured`.
-        cotangents: list of tensors like `integral.ys`.
+        outcome: `Outcome` of the forward pass.
+        cotangents: list of tensors like `outcome.ys`.
     """
 
-    def __init__(self, problem, recording, integral, variables, cotangents):
+    def __init__(self, problem, recording, outcome, cotangents):
         self._problem = problem
         self._dynamics = problem.dynamics
         self._live = [problem.ys[i] for i in problem.dynamics.live]
         # The FSAL row and the error estimate are of no use to the derivative.
-        self._tableau = problem.tableau.without_error()
+        self._method = problem.method.without_error()
+        self._outputs = StopOutputs(problem.num_stops)
         self._recording = recording
-        self._checkpoints = integral.checkpoints
-        self._kept = integral.stages
-        self._accepted = integral.num_accepted
-        self._grid = integral.grid
-        self._variables = variables
+        self._grid, self._kept = outcome.record
+        self._accepted = outcome.stats.num_accepted
         self._cotangents = cotangents
-        self._only_end = problem.ts.shape[0] == 2
 
     def run(self):
-        """`InputGradients`."""
-        problem, cotangents = self._problem, self._cotangents
-        targets = [*self._dynamics.captured, *self._variables]
-        last = [g[-1] if self._only_end else tf.zeros_like(g[0]) for g in cotangents]
+        """The gradients, `Sources`."""
+        problem, dynamics = self._problem, self._dynamics
+        last = self._outputs.last_cotangents(self._cotangents)
+        sums = Sources(last, dynamics.captured, dynamics.variables, [])
+        stops = [tf.zeros([problem.num_stops], tf.float64) for _ in problem.times]
         state = _Adjoint(
-            totals=[*last, *(accumulator(x) for x in targets)],
-            lows=[accumulator(x) for x in (*last, *targets)],
-            ts=[tf.zeros([problem.num_times], tf.float64)] if problem.with_time else [],
+            totals=tf.nest.map_structure(accumulator, sums)._replace(ys=last, times=stops),
+            lows=tf.nest.map_structure(accumulator, sums),
         )
         first = self._recording.num_recomputed(self._accepted)
         if self._recording.keeps_stages:
-            stages = _KeptStages(self._recording.ring)
-            state = self._adjoint_steps(first, self._accepted, stages, self._kept, state)
+            stages = RingOfStages(self._recording.ring)
+            state = self._adjoint_steps(first, self._accepted, stages, self._kept.stages, state)
         if self._recording.keeps_states:
             state = self._segments(first, state)
-        n, m = len(cotangents), len(cotangents) + len(self._dynamics.captured)
-        gradients = [tf.cast(g, x.dtype) for g, x in zip(state.totals[n:], targets)]
-        return InputGradients(
-            [a + g[0] for a, g in zip(state.totals, cotangents)],
-            state.ts[0] if problem.with_time else None,
-            gradients[: m - n],
-            gradients[m - n :],
+        totals = state.totals
+
+        def in_dtype_of(inputs, gradients):
+            return [tf.cast(g, x.dtype) for g, x in zip(gradients, inputs)]
+
+        return Sources(
+            [a + g[0] for a, g in zip(totals.ys, self._cotangents)],
+            in_dtype_of(dynamics.captured, totals.captured),
+            in_dtype_of(dynamics.variables, totals.variables),
+            totals.times,
         )
 
     def _segments(self, steps, state):
         """The adjoint over the first `steps`, segment by segment: recompute the stages, then it."""
         recording = self._recording
-        stride, s, like = recording.stride, self._tableau.stages, self._live
+        stride, s, like = recording.stride, self._method.stages, self._live
         single = isinstance(stride, int) and stride == 1  # segments of one step
         # No segment is recomputed, and no memory set aside for it, before the cotangents are
         # there: or the solves of a model would all be at it at once.
-        cotangents = state.totals[: len(self._cotangents)]
+        cotangents = state.totals.ys
         with tf.control_dependencies(cotangents):
             count = tf.identity(-(-steps // stride))
         # One place for all segments: what an earlier segment left is overwritten.
         if single:
             stages, rows = None, []
         elif recording.keeps_stages:
-            stages, rows = _KeptStages(recording.ring), self._kept
+            stages, rows = RingOfStages(recording.ring), self._kept.stages
         else:
-            stages = _StageLists(stride, s)
+            stages = StageLists(stride, s)
             rows = stages.reserve(after(cotangents, [tf.zeros_like(y) for y in like]))
 
         def advance(begin, end, ys):
@@ -140,7 +92,7 @@ class Sweep:
         def body(q, held, rows, state):
             begin = q * stride
             last = tf.minimum(begin + stride, steps) - 1
-            ys, held = recording.restore(q, held, self._checkpoints, like, advance)
+            ys, held = recording.restore(q, held, self._kept.states, like, advance)
             if not single:
                 ys, rows = self._recompute(begin, last, ys, stages, rows)
             # The last step's stages are used at once, and the state after it is not needed, so
@@ -154,7 +106,7 @@ class Sweep:
         _, _, _, state = tf.while_loop(
             lambda q, held, rows, state: q >= 0,
             body,
-            (count - 1, recording.held(self._checkpoints, total), rows, state),
+            (count - 1, recording.held(self._kept.states, total), rows, state),
             parallel_iterations=2,  # the next segment's stages beside this one's adjoint
             maximum_iterations=_segment_bound(self._problem, recording),
             name="segments",
@@ -172,7 +124,7 @@ class Sweep:
 
     def _step(self, n, ys):
         """A step of the live parts of the state."""
-        return rk_step(self._live_slopes, self._tableau, self._grid.t[n], self._grid.h[n], ys)
+        return self._method.step(self._live_slopes, self._grid.t[n], self._grid.h[n], ys)
 
     def _advance(self, begin, end, ys):
         """The state before the step `end`, from the one before the step `begin`."""
@@ -181,7 +133,7 @@ class Sweep:
             lambda n, ys: (n + 1, self._step(n, ys).ys),
             (begin, ys),
             parallel_iterations=1,
-            maximum_iterations=_static(self._problem.max_steps),
+            maximum_iterations=self._problem.static_max_steps,
             name="advance",
         )
         return ys
@@ -227,39 +179,22 @@ class Sweep:
 
     def _adjoint_step(self, n, stage, state):
         """The adjoint over the step n, from its stage values: `stage(i)`, their live parts."""
-        return self._differentiate(n, rk_step_adjoint, lambda i: self._whole(stage(i)), state)
+        return self._differentiate(n, self._method.adjoint, lambda i: self._whole(stage(i)), state)
 
     def _differentiate(self, n, rule, start, state):
-        """The step n by `rk_step_adjoint` from its stages, or by `rk_step_vjp` from the state."""
-        grid, problem = self._grid, self._problem
-        m = tf.cast(grid.interval[n], tf.int32)
-        size = len(self._cotangents)
-        adjoints = state.totals[:size]
-        if not self._only_end:
-            # The solution that this step ends at is an output.
-            ends = tf.not_equal(grid.hits_end[n], 0)
-            adjoints = [
-                a + tf.where(ends, g[m + 1], tf.zeros([], g.dtype))
-                for a, g in zip(adjoints, self._cotangents)
-            ]
-        step = rule(
-            self._dynamics, self._tableau, grid.t[n], grid.h[n], start, adjoints, state.lows,
-            self._variables, problem.with_time,
-        )  # fmt: skip
-        totals, lows = two_sum([*adjoints, *state.totals[size:]], step.sums)
-        ts = state.ts
-        if problem.with_time:
-            # t_n and h as functions of the interval's ends: see `controllers.Proposal`.
-            a, b = grid.time_fraction[n], grid.step_fraction[n]
-            to_start = (1.0 - a) * step.start - b * step.step
-            to_end = a * step.start + b * step.step
-            count = problem.num_times
-            ts = [
-                ts[0]
-                + to_start * tf.one_hot(m, count, dtype=tf.float64)
-                + to_end * tf.one_hot(m + 1, count, dtype=tf.float64)
-            ]
-        return _Adjoint(totals, lows, ts)
+        """The step n by `Method.adjoint` from its stages, or by `Method.vjp` from the state."""
+        grid, problem, totals = self._grid, self._problem, state.totals
+        adjoints = self._outputs.add_cotangents(
+            totals.ys, self._cotangents, grid.interval_of(n), grid.hits_end[n]
+        )
+        sums = rule(
+            self._dynamics, grid.t[n], grid.h[n], start, adjoints, state.lows, problem.with_time
+        )
+        totals, lows = compensated_sum(
+            totals._replace(ys=adjoints, times=[]), sums._replace(times=[])
+        )
+        stops = [grid.to_stops(g, n, *sums.times) for g in state.totals.times]
+        return _Adjoint(totals._replace(times=stops), lows)
 
 
 def _static(n):
@@ -275,4 +210,4 @@ class TapeSweep(Sweep):
     """Back-propagation through one step at a time: all stages under one tape."""
 
     def _adjoint_from_state(self, n, ys, state):
-        return self._differentiate(n, rk_step_vjp, self._whole(ys), state)
+        return self._differentiate(n, self._method.vjp, self._whole(ys), state)

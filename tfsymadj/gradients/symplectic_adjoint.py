@@ -8,11 +8,11 @@ import math
 
 import tensorflow as tf
 
+from tfsymadj.checkpoints.budget import budget_recording
+from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.config import is_int
-from tfsymadj.gradients.budget import budget_recording
 from tfsymadj.gradients.recomputing import Recomputing
 from tfsymadj.gradients.sweep import Sweep
-from tfsymadj.recording import Recording
 
 _CHECKPOINTS = ("auto", "steps", "stages")
 
@@ -75,7 +75,7 @@ class SymplecticAdjoint(Recomputing):
         return {"checkpoints": self.checkpoints}
 
     def recording(self, problem):
-        n, s = problem.max_steps, problem.tableau.stages
+        n, s = problem.max_steps, problem.method.stages
         if isinstance(self.checkpoints, int):
             recording = budget_recording(problem, self.checkpoints)
         elif self.checkpoints == "stages":
@@ -94,14 +94,13 @@ class SymplecticAdjoint(Recomputing):
             _check_size(problem, states, self.checkpoints)
         return recording
 
-    def backward(self, problem, recording, integral, variables, cotangents):
-        return Sweep(problem, recording, integral, variables, cotangents).run()
+    def backward(self, problem, recording, outcome, cotangents):
+        return Sweep(problem, recording, outcome, cotangents).run()
 
-    def backward_evaluations(self, problem, recording, integral):
-        tableau = problem.tableau.without_error()
-        accepted = integral.num_accepted
+    def backward_evaluations(self, problem, recording, outcome):
+        method, accepted = problem.method.without_error(), outcome.stats.num_accepted
         again = recording.num_recomputed(accepted) + recording.num_advanced(accepted)
-        return accepted * sum(tableau.active_stages) + again * tableau.stages
+        return accepted * method.adjoint_evaluations + again * method.evaluations
 
 
 def _stride(n, s):

@@ -5,18 +5,21 @@ import functools
 import inspect
 import re
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from typing_extensions import Unpack
 
 from tfsymadj import _platform
-from tfsymadj.controllers import ConstantSteps, PIController
 from tfsymadj.dynamics import calling, contents
 from tfsymadj.gradients import GRADIENTS, NoGradient, gradient_is_wanted
+from tfsymadj.methods import ButcherTableau
+from tfsymadj.options import DEFAULTS, Options, SolverOptions, documented, with_options
 from tfsymadj.solution import Status
-from tfsymadj.solve import check_options, solve
-from tfsymadj.tableaus import ButcherTableau
+from tfsymadj.solve import check, solve_with
+from tfsymadj.steps import ConstantSteps, PIController
 
 for _class in (ButcherTableau, ConstantSteps, PIController, NoGradient, *GRADIENTS.values()):
     keras.saving.register_keras_serializable(package="tfsymadj")(_class)
@@ -30,7 +33,16 @@ _TRACKED = {
 }
 
 
+class LayerOptions(SolverOptions, total=False):
+    """The types of the options of the solver and of `keras.Layer`."""
+
+    name: str | None
+    dtype: Any
+    trainable: bool
+
+
 @keras.saving.register_keras_serializable(package="tfsymadj")
+@documented
 class ODELayer(keras.Layer):
     """Maps y0 = y(t[0]) to y(t[-1]), where dy/dt = dynamics(t, y).
 
@@ -42,21 +54,10 @@ class ODELayer(keras.Layer):
             `tf_keras` and of plain functions are among the layer's too.
         t: the times, at least two, strictly increasing or decreasing.
         return_sequences: whether the states at all times are returned, or the last one only.
-        method: as in `tfsymadj.solve`, like all further options.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        num_steps: number of equal steps between two entries of `t`.
-        step_size: upper bound of equal steps.
-        controller: a controller in place of these.
-        first_step: size of the first adaptive step.
-        min_step: smallest adaptive step.
-        max_steps: bound of adaptive steps.
-        gradient: how the layer is differentiated, a name or an object; see `solve`.
-        autonomous: whether the dynamics are called without the time; None: see `dynamics`.
-        on_failure: `"raise"` or `"status"`.
         track_stats: whether the means of evaluations, accepted and rejected steps of a solve are
             metrics of the layer, and so in the logs of `fit` and `evaluate`; they are called
             `<name>_evaluations`, `<name>_accepted_steps` and `<name>_rejected_steps`.
+        **options: as in `tfsymadj.solve`.
         **kwargs: `name`, `dtype` and the like of `keras.Layer`.
 
     Call arguments:
@@ -89,27 +90,17 @@ class ODELayer(keras.Layer):
     arXiv:1806.07366; the gradient: see `SymplecticAdjoint`.
     """
 
+    @with_options
     def __init__(
         self,
         dynamics,
         t=(0.0, 1.0),
         *,
         return_sequences=False,
-        method="dopri5",
-        rtol=1e-3,
-        atol=1e-6,
-        num_steps=None,
-        step_size=None,
-        controller=None,
-        first_step=None,
-        min_step=None,
-        max_steps=4096,
-        gradient="symplectic_adjoint",
-        autonomous=None,
-        on_failure="raise",
         track_stats=False,
-        **kwargs,
+        **kwargs: Unpack[LayerOptions],
     ):
+        options = {name: kwargs.pop(name) for name in DEFAULTS if name in kwargs}
         # The times must not be cast, nor the state to half precision: `call` casts.
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
@@ -117,21 +108,8 @@ class ODELayer(keras.Layer):
         self.dynamics = dynamics
         self.t = tuple(float(x) for x in np.ravel(np.asarray(t, np.float64)))
         self.return_sequences = return_sequences
-        self.autonomous = autonomous
-        self._solver = {
-            "method": method,
-            "rtol": rtol,
-            "atol": atol,
-            "num_steps": num_steps,
-            "step_size": step_size,
-            "controller": controller,
-            "first_step": first_step,
-            "min_step": min_step,
-            "max_steps": max_steps,
-            "gradient": gradient,
-            "on_failure": on_failure,
-        }
-        check_options(dynamics, self.t, **self._solver)
+        self.options = Options.of(type(self).__name__, options)
+        check(dynamics, self.t, self.options)
         self.track_stats = track_stats
         self._counts = {
             count: keras.metrics.Mean(f"{self.name}_{name}")
@@ -144,6 +122,11 @@ class ODELayer(keras.Layer):
         self._status_counts = lambda: None
         self._takes_training = calling.takes(dynamics, "training")
         self._takes_mask = calling.takes(dynamics, "mask")
+
+    def __repr__(self):
+        options = {"name": self.name, "t": self.t, **self.options.changed, "built": self.built}
+        listed = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        return f"<{type(self).__name__} of {self.dynamics!r}: {listed}>"
 
     @property
     def layers(self):
@@ -218,13 +201,13 @@ class ODELayer(keras.Layer):
         masked = self._takes_mask and tf.is_tensor(mask)
         if masked:
             args = (*args, mask)
-        solution = solve(
+        solution = solve_with(
             functools.partial(self._derivative, bool(training), masked),
             state,
             self.t if t is None else t,
-            args=args,
+            args,
+            self.options,
             autonomous=False,
-            **self._solver,
         )
         if gradient_is_wanted():  # what is exported for other runtimes writes no variables
             for count, metric in self._counts.items():
@@ -274,7 +257,7 @@ class ODELayer(keras.Layer):
             yield
 
     def _is_autonomous(self, y, args):
-        return calling.is_autonomous(self.dynamics, args, self.autonomous, y)
+        return calling.is_autonomous(self.dynamics, args, self.options.autonomous, y)
 
     @property
     def _state_dtype(self):
@@ -346,9 +329,8 @@ class ODELayer(keras.Layer):
             "dynamics": keras.saving.serialize_keras_object(self.dynamics),
             "t": list(self.t),
             "return_sequences": self.return_sequences,
-            "autonomous": self.autonomous,
             "track_stats": self.track_stats,
-            **{name: serialize(value) for name, value in self._solver.items()},
+            **{name: serialize(value) for name, value in self.options.get_config().items()},
         }
 
     @classmethod

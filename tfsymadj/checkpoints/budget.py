@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj import buffers
-from tfsymadj.recording import Recording
+from tfsymadj.checkpoints import buffers
+from tfsymadj.checkpoints.recording import Recording
 
 _LARGE = 2**30
 
@@ -30,11 +30,11 @@ def budget_recording(problem, budget):
     Raises:
         ValueError: if the budget is below s + 4.
     """
-    n, s = problem.max_steps, problem.tableau.stages
+    n, s = problem.max_steps, problem.method.stages
     if budget < s + 4:
         raise ValueError(
             f"`checkpoints` must be at least s + 4 = {s + 4} for the method "
-            f"{problem.tableau.name!r} of s = {s} stages. Received: {budget}"
+            f"{problem.method.name!r} of s = {s} stages. Received: {budget}"
         )
     if not isinstance(n, int):
         stride = budget // (2 * s)

@@ -1,0 +1,135 @@
+"""Arithmetic of states, which are lists of tensors, with numbers that steps have.
+
+A step's time and size are float64 scalars, or vectors with a number for each entry of the first
+axis of every tensor of the state ("lanes": steps of one's own for each example).
+
+Sums are written as chains of subtractions of terms with negated coefficients: TensorFlow's graph
+optimizer rewrites chains of additions of one shape into accumulations in shared temporary
+variables, which clash inside nested loops.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+
+def beside(x, y):
+    """A scalar, or a number for each lane, such that it broadcasts against `y`."""
+    return x if x.shape.rank == 0 else tf.reshape(x, [-1, *[1] * (y.shape.rank - 1)])
+
+
+def coefficients(h, row, ys):
+    """h times a row of a table: `(index, per tensor of ys: number)`, zeros left out.
+
+    The numbers are h a_1 for the first and -h a_j for the others, of the tensors' dtypes.
+    """
+    indices = [j for j, x in enumerate(row) if x != 0]
+    if not indices:
+        return []
+    values = np.array([row[j] for j in indices], np.float64)
+    values[1:] *= -1.0
+    scaled = (h if h.shape.rank == 0 else h[:, tf.newaxis]) * values
+    dtypes = {y.dtype for y in ys}
+    by_dtype = {dtype: tf.unstack(tf.cast(scaled, dtype), axis=-1) for dtype in dtypes}
+    return [(j, [beside(by_dtype[y.dtype][k], y) for y in ys]) for k, j in enumerate(indices)]
+
+
+def combine(coefficients, terms, like):
+    """`sum_j c_j terms[j]` for coefficients of `coefficients`; zeros if there are none."""
+    if not coefficients:
+        return [tf.zeros_like(y) for y in like]
+    (j, numbers), *rest = coefficients
+    total = [c * x for c, x in zip(numbers, terms[j])]
+    for j, numbers in rest:
+        total = [s - c * x for s, c, x in zip(total, numbers, terms[j])]
+    return total
+
+
+def add(ys, increments):
+    """`ys + increments`."""
+    return [y + d for y, d in zip(ys, increments)]
+
+
+def factors(h, table, ys):
+    """h times a table, per tensor of `ys`: in its dtype, to be multiplied with it.
+
+    Returns:
+        Tensors of shape `[*table.shape, 1, ...]`, or with lanes `[*table.shape, lanes, 1, ...]`.
+    """
+    lanes = h.shape.rank
+    scaled = h * table.reshape([*table.shape, *[1] * lanes])
+    return [
+        tf.reshape(
+            tf.cast(scaled, y.dtype), [*table.shape, *[-1] * lanes, *[1] * (y.shape.rank - lanes)]
+        )
+        for y in ys
+    ]
+
+
+def add_terms(sums, terms):
+    """`sums + terms`, nests, where None stands for zero, in the dtypes and shapes of `sums`."""
+    added = [
+        a if x is None else tf.ensure_shape(a + tf.cast(tf.convert_to_tensor(x), a.dtype), a.shape)
+        for a, x in zip(tf.nest.flatten(sums), tf.nest.flatten(terms), strict=True)
+    ]
+    return tf.nest.pack_sequence_as(sums, added)
+
+
+def compensated_sum(totals, lows):
+    """Compensated summation (Kahan): adds up without losing the low parts of what is added.
+
+    Args:
+        totals: nest of tensors, what has been added up so far.
+        lows: what is to be added, the low parts of earlier sums included; of the same dtypes or
+            more precise ones.
+
+    Returns:
+        `(totals, lows)`: the sums, and what rounding has kept from them, to be included the next
+        time; constants for the derivative.
+    """
+    sums, rests = [], []
+    for total, low in zip(tf.nest.flatten(totals), tf.nest.flatten(lows)):
+        new = tf.cast(tf.cast(total, low.dtype) + low, total.dtype)
+        rest = low - (tf.cast(new, low.dtype) - tf.cast(total, low.dtype))
+        sums.append(tf.ensure_shape(new, total.shape))
+        rests.append(tf.stop_gradient(tf.ensure_shape(rest, total.shape)))
+    return tf.nest.pack_sequence_as(totals, sums), tf.nest.pack_sequence_as(lows, rests)
+
+
+def inner(xs, ys, lanes=0):
+    """Re sum conj(x) y over all tensors, float64.
+
+    Args:
+        lanes: 1 for a sum per lane.
+    """
+    total = tf.zeros([], tf.float64)
+    for x, y in zip(xs, ys):
+        product = tf.math.conj(x) * y
+        part = tf.reduce_sum(product, list(range(1, x.shape.rank)) if lanes else None)
+        total = total + tf.cast(tf.math.real(part), tf.float64)
+    return total
+
+
+def accumulator(x):
+    """Zeros in which gradients of `x` are summed: never in half precision."""
+    dtype = tf.float32 if x.dtype in (tf.float16, tf.bfloat16) else x.dtype
+    return tf.zeros(x.shape if x.shape.is_fully_defined() else tf.shape(x), dtype)
+
+
+def select(condition, xs, ys):
+    """`xs` where the condition holds, else `ys`."""
+    return [tf.where(condition, x, y) for x, y in zip(xs, ys)]
+
+
+def after(earlier, ys):
+    """`ys`, in such a way that nothing computed from them can start before `earlier` is there.
+
+    Graph mode obeys control dependencies. XLA drops them, so there the values themselves have to
+    depend on `earlier`: a zero is added that the compiler can't know to be one, since it is NaN
+    where `earlier` is not finite, as the gradient is then in any case.
+    """
+    zeros = [0.0 * tf.math.real(tf.reduce_sum(tf.reshape(e, [-1])[:1])) for e in earlier]
+    zero = tf.zeros([], tf.float32)
+    for x in zeros:
+        zero = zero - tf.cast(x, tf.float32)
+    with tf.control_dependencies(earlier):
+        return [y + tf.cast(zero, y.dtype) for y in ys]

@@ -1,0 +1,88 @@
+"""What the loop is given, and what it returns."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfsymadj.checkpoints.store import Kept
+from tfsymadj.dynamics.closing import ClosedDynamics
+from tfsymadj.loop.grid import Grid
+from tfsymadj.methods.method import Method
+from tfsymadj.solution import Stats
+from tfsymadj.steps.controller import Controller
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """An initial value problem, checked, over lists of tensors.
+
+    Attributes:
+        dynamics: the closed dynamics.
+        ys: the initial state.
+        stops: float64 vector: where the solve begins, and where steps end that are outputs.
+        method: without an error estimate unless the controller is adaptive.
+        controller: bound to the method.
+        max_steps: bound of the steps tried: an int, or an int32 scalar where the sizes of buffers
+            need not be known at compile time.
+        known_length: whether exactly `max_steps` steps are taken.
+        first_step: float64 scalar or None for an automatic one.
+        min_step: float.
+        with_time: whether `stops` may need a gradient.
+    """
+
+    dynamics: ClosedDynamics
+    ys: list
+    stops: tf.Tensor
+    method: Method
+    controller: Controller
+    max_steps: Any
+    known_length: bool
+    first_step: Any
+    min_step: float
+    with_time: bool
+
+    @property
+    def num_stops(self) -> Any:
+        """The number of `stops`, int where it is known."""
+        return tf.size(self.stops) if self.stops.shape[0] is None else self.stops.shape[0]
+
+    @property
+    def static_max_steps(self) -> int | None:
+        """`max_steps` where it is known when the solve is traced."""
+        return self.max_steps if isinstance(self.max_steps, int) else None
+
+    @property
+    def times(self) -> list:
+        """`stops` in a list, if it may need a gradient."""
+        return [self.stops] if self.with_time else []
+
+
+class Record(NamedTuple):
+    """What a forward pass keeps for a backward pass.
+
+    Attributes:
+        grid: `Grid`.
+        kept: `Kept`.
+    """
+
+    grid: Grid
+    kept: Kept
+
+
+class Outcome(NamedTuple):
+    """What the loop, and a gradient method, returns.
+
+    Attributes:
+        ys: the states at the stops, stacked; NaN from where the solve failed.
+        status: int32 scalar, a value of `Status`.
+        time: the time at which the solve ended, float64.
+        stats: `Stats`.
+        record: `Record`, or None without a recording.
+    """
+
+    ys: list
+    status: tf.Tensor
+    time: tf.Tensor
+    stats: Stats
+    record: Record | None = None

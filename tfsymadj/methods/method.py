@@ -1,0 +1,122 @@
+"""The interface of a method: one step, and the derivative of one step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfsymadj.dynamics.closing import ClosedDynamics, Sources
+
+#: `(t, ys) -> dys` over lists of tensors.
+Dynamics = Callable[[tf.Tensor, list], list]
+
+
+class Step(NamedTuple):
+    """One step of a method, over a state of lists of tensors.
+
+    Attributes:
+        ys: the state after the step.
+        increments: `ys` minus the state before the step, before rounding.
+        errors: the estimate of the local error, or None.
+        stages: the stage values, `Method.stages` lists of tensors: what the adjoint needs.
+        slopes: the dynamics at the stages, lists of tensors; one more with a FSAL method, which
+            takes it as the next step's first.
+        evaluations: of the dynamics, int or int32 scalar.
+    """
+
+    ys: list
+    increments: list
+    errors: list | None
+    stages: list
+    slopes: list
+    evaluations: Any
+
+
+class Method:
+    """How one step is taken; a new family of methods is a class derived from this one.
+
+    Methods are immutable, hashable, and equal if they take the same steps. The forward loop and
+    the backward sweep know nothing of a method but this.
+
+    Attributes:
+        name: the method's name.
+        order: order of convergence.
+        embedded_order: the order of the solution that the error estimate compares with, or None.
+        stages: how many stage values a step keeps for its adjoint.
+        evaluations: evaluations of the dynamics in a step whose first slope is known if `fsal`;
+            None if they differ from step to step, which then count them.
+        adjoint_evaluations: taped evaluations in the adjoint of a step.
+        fsal: whether the last slope is the first one of the next step.
+    """
+
+    name: str
+    order: int
+    embedded_order: int | None = None
+    stages: int
+    evaluations: int | None
+    adjoint_evaluations: int
+    fsal: bool = False
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether there is an error estimate to choose step sizes with."""
+        return self.embedded_order is not None
+
+    def without_error(self) -> "Method":
+        """The same method for steps of given sizes, for recomputation and for the adjoint."""
+        return self
+
+    def step(
+        self, dynamics: Dynamics, t: tf.Tensor, h: tf.Tensor, ys: list, first: list | None = None
+    ) -> Step:
+        """Advances the state by one step.
+
+        Args:
+            dynamics: `(t, ys) -> dys`.
+            t: the time before the step, float64, a scalar or one number for each lane.
+            h: the step, of either sign, likewise.
+            ys: list of tensors.
+            first: the dynamics at `(t, ys)` where they are known already, with `fsal`.
+        """
+        raise NotImplementedError
+
+    def adjoint(
+        self,
+        dynamics: ClosedDynamics,
+        t: tf.Tensor,
+        h: tf.Tensor,
+        stage: Callable[[tf.Tensor], list],
+        adjoints: list,
+        sums: Sources,
+        with_time: bool = False,
+    ) -> Sources:
+        """The derivative of a step from its stage values, a stage at a time.
+
+        Args:
+            dynamics: the closed dynamics.
+            t: see `step`.
+            h: likewise.
+            stage: callable from i, an int32 scalar, to the i-th of `Step.stages`.
+            adjoints: lambda_{n+1}, list of tensors.
+            sums: what the gradients are added to; without `times`.
+            with_time: whether the gradients for `t` and `h` are wanted.
+
+        Returns:
+            `sums` plus lambda_n - lambda_{n+1} and the gradients of the captured inputs and the
+            variables; `times` holds the gradients for `t`, at fixed h, and for `h`, if they are
+            wanted.
+        """
+        raise NotImplementedError
+
+    def vjp(
+        self,
+        dynamics: ClosedDynamics,
+        t: tf.Tensor,
+        h: tf.Tensor,
+        ys: list,
+        adjoints: list,
+        sums: Sources,
+        with_time: bool = False,
+    ) -> Sources:
+        """`adjoint` by back-propagation, from the state before the step: all stages on one tape."""
+        raise NotImplementedError

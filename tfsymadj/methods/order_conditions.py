@@ -1,0 +1,126 @@
+"""Order conditions of Runge-Kutta methods, by rooted trees.
+
+A rooted tree is the tuple of its root's subtrees, so a single vertex is (). A method is of order p
+if b @ weights(tree) = 1 / density(tree) for each tree of p vertices or less (Butcher, J. Austral.
+Math. Soc. 3 (1963)); see Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I,
+theorem II.2.13.
+"""
+
+import functools
+import math
+from fractions import Fraction
+
+import numpy as np
+
+#: The coefficients are rounded to float64. The tolerance leaves room for that and for the rounding
+#: of the checks themselves, and is far below any coefficient with a wrong digit.
+TOLERANCE = 1e-13
+
+
+@functools.cache
+def rooted_trees(order):
+    """All rooted trees of `order` vertices, a tuple.
+
+    Each is listed once: subtrees stand in the order in which the smaller trees are listed.
+
+    Args:
+        order: number of vertices, at least 1.
+
+    Example:
+
+    >>> from tfsymadj.methods import order_conditions
+    >>> order_conditions.rooted_trees(3)
+    (((), ()), (((),),))
+    """
+    smaller = [(n, tree) for n in range(1, order) for tree in rooted_trees(n)]
+
+    def forests(vertices, start):
+        if vertices == 0:
+            yield ()
+        for i in range(start, len(smaller)):
+            size, tree = smaller[i]
+            if size > vertices:
+                break
+            for others in forests(vertices - size, i):
+                yield (tree, *others)
+
+    return tuple(forests(order - 1, 0))
+
+
+@functools.cache
+def num_vertices(tree):
+    """Number of vertices of a rooted tree."""
+    return 1 + sum(num_vertices(subtree) for subtree in tree)
+
+
+@functools.cache
+def density(tree):
+    """Density (gamma) of a rooted tree: the product of the sizes of all its subtrees."""
+    return num_vertices(tree) * math.prod(density(subtree) for subtree in tree)
+
+
+def residuals(a_matrix, b_vector, order):
+    """How far the weights are from the order conditions of one order.
+
+    Args:
+        a_matrix: square array of the coefficients a_ij.
+        b_vector: array of the weights.
+        order: the order whose conditions are evaluated.
+
+    Returns:
+        A list with `(tree, residual, scale)` for each tree of `order` vertices: the elementary
+        weight minus one over the density, and the sum of the absolute values of the terms that
+        make up the weight, as a scale for rounding errors.
+    """
+    weights = _StageWeights(a_matrix)
+    found = []
+    for tree in rooted_trees(order):
+        # Absolute values inside of the weights too would bound the rounding error for certain, but
+        # by 1e-4 and more for a method of order 8, which would be no check.
+        terms = b_vector * weights(tree)
+        found.append((tree, float(terms.sum()) - 1.0 / density(tree), float(np.abs(terms).sum())))
+    return found
+
+
+def first_violation(a_matrix, b_vector, order):
+    """The first order condition that doesn't hold, in words, or None.
+
+    Args:
+        a_matrix: square array of the coefficients a_ij.
+        b_vector: array of the weights.
+        order: the highest order whose conditions are checked.
+    """
+    for n in range(1, order + 1):
+        for tree, residual, scale in residuals(a_matrix, b_vector, n):
+            if not abs(residual) <= TOLERANCE * max(1.0, scale):
+                return (
+                    f"the condition {_formula(tree)} = {Fraction(1, density(tree))} of order {n} "
+                    f"is violated by {residual:.3g}"
+                )
+    return None
+
+
+class _StageWeights:
+    """The vector of a tree's elementary weights over the stages; those of subtrees are kept."""
+
+    def __init__(self, matrix):
+        self._matrix = matrix
+        self._known = {}
+
+    def __call__(self, tree):
+        if tree not in self._known:
+            weights = np.ones(len(self._matrix))
+            for subtree in tree:
+                weights = weights * (self._matrix @ self(subtree))
+            self._known[tree] = weights
+        return self._known[tree]
+
+
+def _formula(tree):
+    """The elementary weight as an expression in A, b and c, like `b @ (c * (A @ c))`."""
+
+    def product(tree):
+        factors = [f"(A @ {product(subtree)})" if subtree else "c" for subtree in tree]
+        return factors[0] if len(factors) == 1 else f"({' * '.join(factors)})"
+
+    return f"b @ {product(tree)}" if tree else "sum(b)"

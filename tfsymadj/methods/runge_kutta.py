@@ -1,0 +1,130 @@
+"""Explicit Runge-Kutta steps and their symplectic partners."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj.arithmetic import add, add_terms, coefficients, combine, factors, inner
+from tfsymadj.methods.method import Method, Step
+from tfsymadj.methods.tableaus import ButcherTableau
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplicitRungeKutta(Method):
+    """The method of a table.
+
+    Args:
+        tableau: `ButcherTableau`.
+    """
+
+    tableau: ButcherTableau
+
+    name = property(lambda self: self.tableau.name)
+    order = property(lambda self: self.tableau.order)
+    embedded_order = property(lambda self: self.tableau.embedded_order)
+    stages = property(lambda self: self.tableau.stages)
+    evaluations = property(lambda self: self.tableau.stages)
+    adjoint_evaluations = property(lambda self: sum(self.tableau.active_stages))
+    fsal = property(lambda self: self.tableau.fsal)
+
+    def without_error(self):
+        return _without_error(self)
+
+    def step(self, dynamics, t, h, ys, first=None):
+        tableau = self.tableau
+        stages, slopes = [], []
+        for i in range(tableau.num_rows):
+            with tf.name_scope(f"stage_{i + 1}"):
+                if i == 0:
+                    stage = ys
+                else:
+                    row = coefficients(h, tableau.a[i], ys)
+                    stage = add(ys, combine(row, slopes, ys))
+                stages.append(stage)
+                if i == 0 and first is not None:
+                    slopes.append(first)
+                else:
+                    slopes.append(dynamics(t + tableau.c[i] * h, stage))
+        increments = combine(coefficients(h, tableau.b, ys), slopes, ys)
+        errors = None
+        if tableau.adaptive:
+            errors = combine(coefficients(h, tableau.b_error, ys), slopes, ys)
+        return Step(
+            ys=stages[-1] if tableau.fsal else add(ys, increments),
+            increments=increments,
+            errors=errors,
+            stages=stages[: tableau.stages],
+            slopes=slopes,
+            evaluations=tableau.num_rows - (first is not None),
+        )
+
+    def adjoint(self, dynamics, t, h, stage, adjoints, sums, with_time=False):
+        """The symplectic partner of `step`, from lambda_{n+1} to lambda_n.
+
+        In the variables w_i = b_i Lambda_i of Matsubara, Miyatake and Yaguchi (arXiv:2102.09750)
+        no case b_i = 0 has to be told apart:
+
+            w_i = h (b_i lambda_{n+1} + sum_{j>i} a_ji l_j),   l_i = (df/dy(t_i, Y_i))^T w_i,
+            lambda_n = lambda_{n+1} + sum_i l_i.
+
+        The stages are a loop, so that no more than one stage's activations and gradients are
+        alive, also under XLA, which would overlap what is written out.
+        """
+        tableau, lanes = self.tableau, h.shape.rank
+        order = [i for i in reversed(range(tableau.num_rows)) if tableau.active_stages[i]]
+        count = len(order)
+        stages = tf.constant(order, tf.int32)
+        nodes = np.array([tableau.c[i] for i in order])
+        ts = t + h * nodes.reshape([-1, *[1] * lanes])
+        rows = [[tableau.a[j][i] if i < j else 0.0 for i in order] for j in order]
+        coupling = factors(h, np.array(rows), adjoints)
+        weights = factors(h, np.array([tableau.b[i] for i in order]), adjoints)
+        weights = [w * y for w, y in zip(weights, adjoints)]
+        times = [tf.zeros_like(h)] * 2 if with_time else []
+
+        def body(k, cotangents, weights, sums, times):
+            found, values = dynamics.vjp(
+                tf.gather(ts, k), stage(tf.gather(stages, k)), cotangents, with_values=with_time
+            )
+            weights = [w + tf.gather(c, k) * x for w, c, x in zip(weights, coupling, found.ys)]
+            if with_time:
+                (dt,), (start, step) = found.times, times
+                dt = tf.zeros_like(h) if dt is None else dt
+                # Not a chain of additions: see `arithmetic`.
+                node = tf.gather(nodes, k)
+                step = step - (-node * dt - inner(cotangents, values, lanes) / h)
+                times = [start + dt, step]
+            # Taken from the rows after, not before they are changed: so XLA changes them in place.
+            later = tf.minimum(k + 1, count - 1)
+            sums = add_terms(sums, found._replace(times=[]))
+            return k + 1, [tf.gather(w, later) for w in weights], weights, sums, times
+
+        _, _, _, sums, times = tf.while_loop(
+            lambda k, *_: k < count,
+            body,
+            (tf.zeros([], tf.int32), [w[0] for w in weights], weights, sums, times),
+            parallel_iterations=1,
+            maximum_iterations=count,
+            name="adjoint_of_stages",
+        )
+        return sums._replace(times=times)
+
+    def vjp(self, dynamics, t, h, ys, adjoints, sums, with_time=False):
+        sources = dynamics.sources(ys, [t, h] if with_time else [])
+        with dynamics.substituted():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                increments = self.step(dynamics, t, h, ys).increments
+            found = tape.gradient(increments, sources, output_gradients=adjoints)
+        times = found.times
+        if with_time:
+            start, step = times
+            times = [tf.zeros_like(h) if start is None else start, step]
+        return add_terms(sums, found._replace(times=[]))._replace(times=times)
+
+
+@functools.lru_cache(maxsize=256)
+def _without_error(method):
+    return ExplicitRungeKutta(method.tableau.without_error())

@@ -1,0 +1,273 @@
+"""Explicit Runge-Kutta methods as data.
+
+A table is checked when it is made, so a mistyped coefficient is an error at once and not a wrong
+solution later.
+"""
+
+import dataclasses
+import functools
+import math
+import numbers
+
+import numpy as np
+
+from tfsymadj.methods.order_conditions import TOLERANCE, first_violation
+
+_MAX_ORDER = 10
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ButcherTableau:
+    """The coefficients of an explicit Runge-Kutta method.
+
+    A step of size h from (t, y) evaluates the dynamics f at the stages and combines them:
+
+        k_i = f(t + c_i h, y + h sum_{j<i} a_ij k_j),    y_next = y + h sum_i b_i k_i,
+
+    with h sum_i b_error_i k_i as the estimate of the error. The notation and the order conditions
+    are those of Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter II.
+    Tableaus are immutable, and equal if their coefficients, orders and names are.
+
+    Args:
+        name: the method's name.
+        order: order of the solution with the weights `b`, from 1 to 10.
+        c: the nodes, one for each row.
+        a: the rows of the strictly lower triangle: row i has i entries, row 0 is `()`.
+        b: the weights, one for each row.
+        b_error: `b` minus the weights of the embedded solution. Without it there is no error
+            estimate, and the method takes steps of given sizes only.
+        embedded_order: order of the embedded solution, by default `order - 1` (but at least 1).
+
+    Coefficients may be integers, floats or fractions; they are kept as floats.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if shapes don't fit, a coefficient is not finite, a row of `a` does not sum to
+            its node, or the claimed orders are not reached.
+
+    Example:
+
+    >>> import tfsymadj
+    >>> method = tfsymadj.ButcherTableau(
+    ...     name="midpoint_euler", order=2, c=(0, 1 / 2), a=((), (1 / 2,)), b=(0, 1),
+    ...     b_error=(-1, 1),
+    ... )
+    >>> method
+    <ButcherTableau midpoint_euler: order 2(1), 2 evaluations a step>
+    """
+
+    name: str
+    order: int
+    c: tuple
+    a: tuple
+    b: tuple
+    b_error: tuple | None = None
+    embedded_order: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise TypeError(f"`name` must be a string. Received: {self.name!r}")
+        values = {
+            "order": _as_order("order", self.order),
+            "c": _as_floats("c", self.c),
+            "a": tuple(_as_floats(f"a[{i}]", row) for i, row in enumerate(_as_items("a", self.a))),
+            "b": _as_floats("b", self.b),
+        }
+        if self.b_error is not None:
+            values["b_error"] = _as_floats("b_error", self.b_error)
+            if self.embedded_order is None:
+                values["embedded_order"] = max(values["order"] - 1, 1)
+            else:
+                values["embedded_order"] = _as_order("embedded_order", self.embedded_order)
+        elif self.embedded_order is not None:
+            raise ValueError(
+                "`embedded_order` must not be given without `b_error`. "
+                f"Received: {self.embedded_order!r}"
+            )
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+        self._check_shapes()
+        self._check_rows()
+        self._check_orders()
+
+    def __repr__(self):
+        orders = f"{self.order}({self.embedded_order})" if self.adaptive else f"{self.order}"
+        return f"<ButcherTableau {self.name}: order {orders}, {self.stages} evaluations a step>"
+
+    def get_config(self):
+        """The constructor's arguments, a dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        """The tableau of a config."""
+        return cls(**config)
+
+    @property
+    def num_rows(self):
+        """Number of rows of the table, a FSAL row included."""
+        return len(self.b)
+
+    @property
+    def stages(self):
+        """Evaluations of the dynamics in a step, a FSAL row excluded."""
+        return self.num_rows - self.fsal
+
+    @property
+    def adaptive(self):
+        """Whether there is an error estimate to choose step sizes with."""
+        return self.b_error is not None
+
+    @functools.cached_property
+    def fsal(self):
+        """First same as last: whether the last row evaluates the dynamics at the step's end.
+
+        That evaluation is the first one of the next step, and without a part in this one's
+        solution.
+        """
+        return self.a[-1] == self.b[:-1] and self.b[-1] == 0 and self.c[-1] == 1
+
+    @functools.cached_property
+    def active_stages(self):
+        """For each of the `stages` whether the solution depends on it, a tuple of bools.
+
+        Stage i has a part in the solution if b_i is not zero, or a_ji is not for a later stage j
+        that has one. For any other stage the weight w_i of the symplectic adjoint is zero
+        whatever the dynamics are, so the adjoint can leave it out.
+        """
+        active = [False] * self.stages
+        for i in reversed(range(self.stages)):
+            later = (self.a[j][i] != 0 for j in range(i + 1, self.stages) if active[j])
+            active[i] = self.b[i] != 0 or any(later)
+        return tuple(active)
+
+    @functools.cached_property
+    def a_matrix(self):
+        """The coefficients a_ij, a read-only float64 array `(num_rows, num_rows)`."""
+        matrix = np.zeros([self.num_rows, self.num_rows])
+        for i, row in enumerate(self.a):
+            matrix[i, :i] = row
+        return _read_only(matrix)
+
+    @functools.cached_property
+    def b_vector(self):
+        """The weights b_i, a read-only float64 array `(num_rows,)`."""
+        return _read_only(np.array(self.b))
+
+    @functools.cached_property
+    def c_vector(self):
+        """The nodes c_i, a read-only float64 array `(num_rows,)`."""
+        return _read_only(np.array(self.c))
+
+    @functools.cached_property
+    def error_vector(self):
+        """The error weights, a read-only float64 array `(num_rows,)`, or None."""
+        return _read_only(np.array(self.b_error)) if self.adaptive else None
+
+    def without_error(self):
+        """The same method without its error estimate, and without a FSAL row, which serves it.
+
+        Steps of given sizes, recomputation and the adjoint use it. It is made once.
+        """
+        return self._without_error
+
+    @functools.cached_property
+    def _without_error(self):
+        if not (self.adaptive or self.fsal):
+            return self
+        s = self.stages
+        return ButcherTableau(self.name, self.order, self.c[:s], self.a[:s], self.b[:s])
+
+    def _check_shapes(self):
+        s = len(self.b)
+        if s == 0:
+            raise ValueError("`b` must have an entry for each stage. Received: ()")
+        for field in ("c", "a", "b_error"):
+            value = getattr(self, field)
+            if value is not None and len(value) != s:
+                raise ValueError(
+                    f"`{field}` must have {s} entries, as many as `b`. Received: {value}"
+                )
+        for i, row in enumerate(self.a):
+            if len(row) != i:
+                raise ValueError(
+                    f"`a[{i}]` must have {i} entries: methods are explicit, and a row holds what "
+                    f"is left of the diagonal. Received: {row}"
+                )
+
+    def _check_rows(self):
+        for i, (node, row) in enumerate(zip(self.c, self.a, strict=True)):
+            if abs(math.fsum(row) - node) > TOLERANCE * _magnitude(row, node):
+                raise ValueError(
+                    f"`a[{i}]` must sum to `c[{i}]`. Received: a[{i}]={row}, c[{i}]={node}"
+                )
+        if self.b_error is None:
+            return
+        if not any(self.b_error):
+            raise ValueError(
+                f"`b_error` must not be all zeros, leave it out. Received: {self.b_error}"
+            )
+        if abs(math.fsum(self.b_error)) > TOLERANCE * _magnitude(self.b_error, *self.b):
+            raise ValueError(f"`b_error` must sum to zero. Received: {self.b_error}")
+
+    def _check_orders(self):
+        violation = first_violation(self.a_matrix, self.b_vector, self.order)
+        if violation is not None:
+            raise ValueError(
+                f"The weights `b` are not of order {self.order}: {violation}. Check the "
+                f"coefficients or lower `order`. Received: order={self.order}"
+            )
+        if self.b_error is None:
+            return
+        embedded = self.b_vector - self.error_vector
+        violation = first_violation(self.a_matrix, embedded, self.embedded_order)
+        if violation is not None:
+            raise ValueError(
+                f"The embedded weights `b - b_error` are not of order {self.embedded_order}: "
+                f"{violation}. Check the coefficients or lower `embedded_order`. "
+                f"Received: embedded_order={self.embedded_order}"
+            )
+
+
+def _as_order(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be an integer. Received: {value!r}")
+    if not 1 <= value <= _MAX_ORDER:
+        raise ValueError(f"`{name}` must be from 1 to {_MAX_ORDER}. Received: {value}")
+    return int(value)
+
+
+def _as_items(name, values):
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, (tuple, list)):
+        raise TypeError(f"`{name}` must be a tuple, a list or an array. Received: {values!r}")
+    return values
+
+
+def _as_floats(name, values):
+    """A tuple of finite floats."""
+    floats = []
+    for value in _as_items(name, values):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"`{name}` must hold integers, floats or fractions. Received: {value!r}"
+            )
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise ValueError(f"`{name}` must be finite. Received: {value!r}")
+        floats.append(number)
+    return tuple(floats)
+
+
+def _magnitude(*parts):
+    """Sum of absolute values, at least one: the scale of the rounding error of a sum."""
+    return max(1.0, float(sum(np.sum(np.abs(part)) for part in parts)))
+
+
+def _read_only(array):
+    array.setflags(write=False)
+    return array

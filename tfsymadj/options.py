@@ -1,0 +1,295 @@
+"""How to solve: the options of `solve`, `odeint`, `ODELayer` and `CNF`, declared once.
+
+A new option is a field of `Options`, with its default, its type and its documentation, and an entry
+of `SolverOptions`; `with_options` and `documented` hand them to all that take options.
+"""
+
+import copy
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj.config import Configured, is_int, is_real
+from tfsymadj.dynamics.identity import Contents
+from tfsymadj.gradients import Gradient, get_gradient
+from tfsymadj.methods import ButcherTableau, Method, get_method
+from tfsymadj.steps import ConstantSteps, Controller, PIController
+from tfsymadj.steps.tolerance import attainable, tolerance_of
+from tfsymadj.warning import warn
+
+_ON_FAILURE = ("raise", "status")
+
+
+class SolverOptions(TypedDict, total=False):
+    """The types of the options, for editors and type checkers."""
+
+    method: str | ButcherTableau | Method
+    rtol: Any
+    atol: Any
+    num_steps: int | None
+    step_size: float | None
+    controller: Controller | None
+    first_step: float | None
+    min_step: float | None
+    max_steps: int
+    gradient: str | Gradient
+    autonomous: bool | None
+    on_failure: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Options(Configured):
+    """The options of a solve, checked.
+
+    Args:
+        method: name of a method (see `tfsymadj.METHODS`) or a `ButcherTableau`.
+        rtol: relative tolerance of adaptive steps; see `PIController`.
+        atol: absolute tolerance of adaptive steps.
+        num_steps: number of equal steps between two entries of `t`.
+        step_size: upper bound of equal steps between two entries of `t`.
+        controller: `ConstantSteps`, `PIController` or your own `Controller`, in place of `rtol`
+            and `atol` or `num_steps` or `step_size`.
+        first_step: size of an adaptive solve's first step; None chooses it.
+        min_step: smallest step of an adaptive solve; None: as long as t + h differs from t.
+        max_steps: bound of the steps that an adaptive solve may try, over all of `t`; at least
+            one for each interval of `t`.
+        gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
+            `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
+            `SymplecticAdjoint(checkpoints="steps")`.
+        autonomous: whether the dynamics are called as `dynamics(y, *args)`; None: False, but for
+            Keras layers whose `call` has one positional argument and functional models that have
+            no input besides `y0` and `args`.
+        on_failure: `"raise"`: a solve that can't go on raises `tf.errors.InvalidArgumentError`
+            (except under XLA, which drops assertions); `"status"`: it never raises. In both cases
+            `status` tells, and the outputs not reached and all gradients are NaN.
+    """
+
+    method: Any = "dopri5"
+    rtol: Any = 1e-3
+    atol: Any = 1e-6
+    num_steps: int | None = None
+    step_size: float | None = None
+    controller: Controller | None = None
+    first_step: float | None = None
+    min_step: float | None = None
+    max_steps: int = 4096
+    gradient: Any = "symplectic_adjoint"
+    autonomous: bool | None = None
+    on_failure: str = "raise"
+
+    def __post_init__(self):
+        if self.on_failure not in _ON_FAILURE:
+            raise ValueError(
+                f"`on_failure` must be one of {_ON_FAILURE}. Received: {self.on_failure!r}"
+            )
+        method = get_method(self.method)
+        controller = self._controller_for(method)
+        if not (is_int(self.max_steps, 1) and self.max_steps < 2**31 - 1):
+            raise ValueError(f"`max_steps` must be a positive int32. Received: {self.max_steps!r}")
+        # One attribute, not a cached one: equality looks at all of them.
+        object.__setattr__(
+            self,
+            "_solver",
+            Solver(
+                method=method if controller.adaptive else method.without_error(),
+                controller=controller,
+                first_step=_as_positive("first_step", self.first_step),
+                min_step=_as_positive("min_step", self.min_step) or 0.0,
+                max_steps=int(self.max_steps),
+                gradient=get_gradient(self.gradient),
+            ),
+        )
+
+    @classmethod
+    def of(cls, caller: str, options: SolverOptions) -> "Options":
+        """The options of a dict of keywords, in the name of who was called with them."""
+        for name in options:
+            if name not in DEFAULTS:
+                similar = difflib.get_close_matches(name, DEFAULTS, 1)
+                hint = f"; did you mean `{similar[0]}`?" if similar else ""
+                raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}{hint}")
+        return cls(**options)
+
+    def get_config(self):
+        return {name: getattr(self, name) for name in DEFAULTS}
+
+    @property
+    def changed(self) -> dict:
+        """Those options that were not left at their defaults."""
+        return {
+            name: value for name, value in self.get_config().items() if not _is_default(name, value)
+        }
+
+    def __repr__(self):
+        return f"Options({', '.join(f'{name}={value!r}' for name, value in self.changed.items())})"
+
+    def solver(self, times: tf.Tensor) -> "Solver":
+        """What the options stand for, for these times."""
+        solver = self._solver
+        if solver.controller.adaptive and (times.shape[0] or 0) - 1 > solver.max_steps:
+            raise ValueError(
+                "`max_steps` must be at least the number of intervals of `t`: a step ends at each "
+                "entry. Increase `max_steps`, or ask for fewer entries of `t`. "
+                f"Received: max_steps={solver.max_steps} and {times.shape[0]} entries of `t`"
+            )
+        return solver
+
+    def _controller_for(self, method):
+        controller, num_steps, step_size = self.controller, self.num_steps, self.step_size
+        if num_steps is not None and step_size is not None:
+            raise ValueError(
+                "`num_steps` and `step_size` can't both be given. "
+                f"Received: num_steps={num_steps!r}, step_size={step_size!r}"
+            )
+        fixed = num_steps is not None or step_size is not None
+        if controller is not None:
+            if fixed:
+                raise ValueError(
+                    "`controller` can't be given together with `num_steps` or `step_size`. "
+                    f"Received: controller={controller!r}, num_steps={num_steps!r}, "
+                    f"step_size={step_size!r}"
+                )
+            if not isinstance(controller, Controller):
+                raise TypeError(f"`controller` must be a `Controller`. Received: {controller!r}")
+        elif fixed:
+            controller = ConstantSteps(num_steps, step_size)
+        elif method.adaptive:
+            controller = PIController(self.rtol, self.atol)
+        if controller is None or (controller.adaptive and not method.adaptive):
+            raise ValueError(
+                f"The method {method.name!r} has no error estimate and needs `num_steps` or "
+                f"`step_size`. Received: method={method.name!r}, controller={controller!r}"
+            )
+        return controller.for_method(method)
+
+
+#: The options by name, with their defaults.
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Options)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """The objects that the options stand for; what is no number is part of a trace's identity."""
+
+    method: Method
+    controller: Controller
+    first_step: Any
+    min_step: Any
+    max_steps: int
+    gradient: Gradient
+
+    def at_precision(self, ys: list) -> "Solver":
+        """The solver for a state; with a warning where `rtol` is below its precision."""
+        controller = self.controller
+        if not isinstance(controller, PIController):
+            return self
+        rtols = [tolerance_of(controller.rtol, i, len(ys)) for i in range(len(ys))]
+        counted = [attainable(rtol, y.dtype.real_dtype) for rtol, y in zip(rtols, ys)]
+        for rtol, at_least, y in zip(rtols, counted, ys):
+            if np.any(at_least != rtol):
+                warn(
+                    f"`rtol` is below the precision of {y.dtype.name} and counts as that "
+                    "precision; loosen it, or solve in double precision. "
+                    f"Received: rtol={rtol!r}"
+                )
+                # Solved in float32, the state would not tell the controller that it has less.
+                controller = controller.with_tolerances(counted, controller.atol)
+                return dataclasses.replace(self, controller=controller)
+        return self
+
+    @property
+    def numbers(self) -> tuple:
+        """The numbers that are inputs of a compiled solve, a tuple of floats."""
+        first_step = () if self.first_step is None else (self.first_step,)
+        of_controller = (float(getattr(self.controller, name)) for name in self._inputs)
+        return (self.min_step, *first_step, *of_controller)
+
+    @property
+    def _inputs(self):
+        """Names of the controller's numbers; a subclass may do anything with its own."""
+        names = vars(type(self.controller)).get("INPUTS", ())
+        return [name for name in names if is_real(getattr(self.controller, name))]
+
+    def with_numbers(self, numbers: tf.Tensor) -> "Solver":
+        """The solver with a float64 vector in place of `numbers`."""
+        controller = copy.copy(self.controller)
+        min_step, *numbers = tf.unstack(numbers, len(self.numbers))
+        first_step = self.first_step
+        if first_step is not None:
+            first_step, *numbers = numbers
+        for name, number in zip(self._inputs, numbers):
+            setattr(controller, name, number)
+        return dataclasses.replace(
+            self, controller=controller, first_step=first_step, min_step=min_step
+        )
+
+    @property
+    def key(self) -> tuple:
+        """The identity of all but `numbers`."""
+        others = {k: v for k, v in vars(self.controller).items() if k not in self._inputs}
+        return (
+            self.method, self.first_step is None, self.max_steps, self.gradient,
+            type(self.controller), Contents(others).key,
+        )  # fmt: skip
+
+
+def with_options(function: Callable) -> Callable:
+    """Gives a function that hands `**options` to `Options` the signature and documentation of them.
+
+    In its docstring the entry `**options:` of the arguments stands for all of them.
+    """
+    signature = inspect.signature(function)
+    fields = dataclasses.fields(Options)
+    options = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
+        for f in fields
+    ]
+    explicit, rest = [], []
+    for parameter in signature.parameters.values():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            explicit.append(parameter)
+        elif parameter.name != "options":
+            rest.append(parameter)
+    function.__signature__ = signature.replace(parameters=[*explicit, *options, *rest])
+    return function
+
+
+def documented(described: Callable) -> Callable:
+    """Puts the documentation of the options into a docstring, in place of its `**options:`."""
+    if described.__doc__:  # none with `python -OO`
+        entries = Options.__doc__.split("Args:\n")[1].rstrip()
+        described.__doc__ = re.sub(
+            r"^ {8}\*\*options:.*\n(?: {12}.*\n)*", lambda _: entries + "\n", described.__doc__,
+            flags=re.MULTILINE,
+        )  # fmt: skip
+    return described
+
+
+def _is_default(name, value):
+    return (
+        value is DEFAULTS[name]
+        or (is_real(value) and value == DEFAULTS[name])
+        or (isinstance(value, str) and value == DEFAULTS[name])
+    )
+
+
+def _as_positive(name, value):
+    if value is None:
+        return None
+    number = tf.get_static_value(value) if tf.is_tensor(value) else value
+    try:
+        number = float(number)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"`{name}` must be a positive, finite number. Received: {value!r}")
+    return number

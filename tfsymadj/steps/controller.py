@@ -1,0 +1,103 @@
+"""How long the next step is, and whether the last one is accepted.
+
+A controller never sees the dynamics and keeps its state in a tuple of tensors that the loop
+carries. Step sizes are constants for the derivative: gradients are those of the steps that were
+taken.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfsymadj.config import Configured
+
+
+class Proposal(NamedTuple):
+    """The next step inside of an output interval from `start` to `end`.
+
+    Attributes:
+        step: h, float64 scalar with the sign of the direction.
+        end: the time after the step, exactly the interval's end if `hits_end`.
+        hits_end: whether the step ends at the interval's end.
+        time_fraction: derivative of the time before the step for the interval's end; for its
+            start the derivative is one minus this.
+        step_fraction: derivative of h for the interval's end, and minus that for its start.
+    """
+
+    step: tf.Tensor
+    end: tf.Tensor
+    hits_end: tf.Tensor
+    time_fraction: tf.Tensor
+    step_fraction: tf.Tensor
+
+
+class Controller(Configured):
+    """What the loop asks of a controller; derive your own from this class.
+
+    `initial_state`, `propose` and `adapt` are needed, for an adaptive one `error_norm` too, and
+    `get_config` if the constructor takes arguments.
+
+    Attributes:
+        adaptive: whether the controller needs an error estimate.
+    """
+
+    adaptive = False
+
+    def for_method(self, method):
+        """The controller for a `Method`; called once before the solve."""
+        return self
+
+    def num_steps(self, ts):
+        """The number of steps for the times `ts`, int or int32 scalar; None if it is not known."""
+        return None
+
+    def table(self, times):
+        """All steps for times that are numbers, `(ends, steps, hits_end)`: NumPy arrays of the
+        times after the steps, the signed steps, and whether they end at an entry of `times`.
+
+        None if they are not known beforehand.
+        """
+        return None
+
+    def initial_state(self, first_step):
+        """The loop's first state, a nest of tensors.
+
+        Args:
+            first_step: float64 scalar, positive; None unless `adaptive`.
+        """
+        raise NotImplementedError
+
+    def propose(self, state, t, start, end):
+        """The next `Proposal` from time `t` in the interval from `start` to `end`."""
+        raise NotImplementedError
+
+    def adapt(self, state, proposal, error):
+        """After a step was tried.
+
+        Args:
+            state: the controller's state.
+            proposal: the `Proposal` that was tried.
+            error: norm of the error estimate, float64 scalar, 1 at the tolerance; infinite after
+                a step that was not finite. None unless `adaptive`.
+
+        Returns:
+            `(accepted, state)`.
+        """
+        raise NotImplementedError
+
+    def error_norm(self, errors, ys, ends):
+        """Norm of an error estimate relative to the tolerances, float64 scalar.
+
+        Args:
+            errors: the estimate, list of tensors like the state.
+            ys: the state before the step.
+            ends: the state after it.
+        """
+        raise NotImplementedError
+
+    def scaled_norm(self, xs, magnitudes):
+        """`error_norm` of tensors like the state, at states of these magnitudes: how the automatic
+        first step measures the state and its slope.
+        """
+        states = [tf.cast(m, x.dtype) for x, m in zip(xs, magnitudes)]
+        return self.error_norm(xs, states, states)
