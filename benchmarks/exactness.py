@@ -108,9 +108,7 @@ class Replay(tfsymadj.Controller):
         step = self._steps[state]
         hits_end = tf.equal(state + 1, self._steps.shape[0])
         zero = tf.zeros([], tf.float64)  # no gradient for the times
-        return tfsymadj.controllers.Proposal(
-            step, tf.where(hits_end, end, t + step), hits_end, zero, zero
-        )
+        return tfsymadj.Proposal(step, tf.where(hits_end, end, t + step), hits_end, zero, zero)
 
     def adapt(self, state, proposal, error):
         return tf.constant(True), state + 1

@@ -11,7 +11,7 @@ from test_memory import MIB, STATE_SIZE, peak, rk4
 
 import tfsymadj
 from tfsymadj import Backprop, SymplecticAdjoint
-from tfsymadj.gradients import budget
+from tfsymadj.checkpoints import budget
 
 #: (steps, checkpoints, max_steps): steps that equinox 0.13.8, which does the checkpointing of
 #: diffrax 0.7.0, advances in one gradient beyond the first sweep and one more use of each step.

@@ -22,10 +22,12 @@ from tfsymadj import (
 )
 from tfsymadj.bijectors import CNF, HutchinsonTrace, HutchPlusPlusTrace
 from tfsymadj.bijectors.traces import ExactTrace, Trace
+from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.config import Configured, is_int, is_real
-from tfsymadj.controllers import Proposal, TabulatedSteps
-from tfsymadj.integrate import Problem, integrate
-from tfsymadj.recording import Recording
+from tfsymadj.loop.integrate import integrate
+from tfsymadj.loop.problem import Problem
+from tfsymadj.methods import get_method
+from tfsymadj.steps import Proposal, TabulatedSteps
 
 
 def decay(t, y):
@@ -43,8 +45,8 @@ class Scaled(Backprop):
         return {"scale": self.scale, "shift": self.shift}
 
     def solve(self, problem):
-        solved = super().solve(problem)
-        return solved._replace(ys=[self.scale * y for y in solved.ys])
+        outcome = super().solve(problem)
+        return outcome._replace(ys=[self.scale * y for y in outcome.ys])
 
 
 @pytest.mark.parametrize("base", [Configured, Controller, Gradient, Trace, PIController, Scaled])
@@ -362,7 +364,7 @@ def test_subclasses_in_a_saved_layer(tmp_path):
         model.save(tmp_path / "model.keras")
         loaded = keras.models.load_model(tmp_path / "model.keras")
     for option in ("controller", "gradient"):
-        again, first = (x._solver[option] for x in (loaded.layers[0], layer))
+        again, first = (getattr(x.options, option) for x in (loaded.layers[0], layer))
         assert again == first
         assert hash(again) == hash(first)
     np.testing.assert_array_equal(loaded(tf.ones([1, 2])), model(tf.ones([1, 2])))
@@ -455,13 +457,12 @@ class Told(Controller):
 
 
 def loop(controller, ts=(0.0, 1.0), dynamics=None, recording=None, **changes):
-    """The `Integral` of a problem run operation by operation, so that Python sees each step."""
-    tableau = METHODS["adaptive_heun" if controller.adaptive else "euler"]
+    """The `Outcome` of a problem run operation by operation, so that Python sees each step."""
     options = dict(
         dynamics=dynamics or ByHand(),
         ys=[tf.zeros([2], tf.float64)],
-        ts=tf.constant(ts, tf.float64),
-        tableau=tableau,
+        stops=tf.constant(ts, tf.float64),
+        method=get_method("adaptive_heun" if controller.adaptive else "euler"),
         controller=controller,
         max_steps=50,
         known_length=False,
@@ -475,9 +476,9 @@ def loop(controller, ts=(0.0, 1.0), dynamics=None, recording=None, **changes):
 KEEP = Recording(stride=1, rows=50)
 
 
-def accepted_steps(integral):
-    n = int(integral.num_accepted)
-    return integral.grid.h.numpy()[:n], integral.grid.hits_end.numpy()[:n]
+def accepted_steps(outcome):
+    n, grid = int(outcome.stats.num_accepted), outcome.record.grid
+    return grid.h.numpy()[:n], grid.hits_end.numpy()[:n]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -485,14 +486,14 @@ def test_loop_takes_the_steps_proposed(sign):
     steps = [0.1, 0.2, 0.3, 0.4]
     result = loop(Told(steps), (0.0, sign), recording=KEEP)
     assert int(result.status) == Status.SUCCESS
-    assert (int(result.num_steps), int(result.num_accepted)) == (4, 4)
+    assert (int(result.stats.num_steps), int(result.stats.num_accepted)) == (4, 4)
     h, hits_end = accepted_steps(result)
     np.testing.assert_allclose(h, sign * np.array(steps), rtol=1e-14)
     np.testing.assert_array_equal(hits_end, [0, 0, 0, 1])
     np.testing.assert_allclose(result.ys[0][:, 0], [0.0, sign], rtol=1e-14)
     # The states before the steps are what is recorded.
     before = sign * np.array([0.0, 0.1, 0.3, 0.6])
-    np.testing.assert_allclose(result.checkpoints[0][:4, 0], before, atol=1e-15)
+    np.testing.assert_allclose(result.record.kept.states[0][:4, 0], before, atol=1e-15)
 
 
 def test_loop_repeats_a_rejected_step_from_the_same_state():
@@ -501,13 +502,13 @@ def test_loop_repeats_a_rejected_step_from_the_same_state():
     dynamics = ByHand(lambda t: 1.0 + 0.0 * t)
     result = loop(controller, dynamics=dynamics, recording=KEEP)
     assert controller.seen == errors
-    assert (int(result.num_steps), int(result.num_accepted)) == (6, 4)
+    assert (int(result.stats.num_steps), int(result.stats.num_accepted)) == (6, 4)
     h, _ = accepted_steps(result)
     np.testing.assert_allclose(h, [0.25, 0.1, 0.15, 0.5], rtol=1e-14)
     # Heun's method for dy/dt = y + 1, over the steps that were accepted
     expected = np.cumprod(1.0 + h + h**2 / 2) - 1.0
     np.testing.assert_allclose(result.ys[0][1], np.full(2, expected[-1]), rtol=1e-13)
-    np.testing.assert_allclose(result.checkpoints[0][1:4, 0], expected[:3], rtol=1e-13)
+    np.testing.assert_allclose(result.record.kept.states[0][1:4, 0], expected[:3], rtol=1e-13)
     assert max(dynamics.times) <= 1.0
 
 
@@ -516,15 +517,15 @@ def test_loop_survives_rejections_in_a_row(rejections):
     controller = Told([1.0], [2.0] * rejections)
     result = loop(controller)
     assert int(result.status) == Status.SUCCESS
-    assert int(result.num_steps) == rejections + 1
-    assert int(result.num_accepted) == 1
+    assert int(result.stats.num_steps) == rejections + 1
+    assert int(result.stats.num_accepted) == 1
 
 
 def test_loop_stops_at_the_bound_of_steps():
     for controller, taken in ((Told([0.1]), 5), (Told([0.1], [2.0] * 100), 0)):
         result = loop(controller, (0.0, 0.2, 1.0), max_steps=5)
         assert int(result.status) == Status.MAX_STEPS_REACHED
-        assert (int(result.num_steps), int(result.num_accepted)) == (5, taken)
+        assert (int(result.stats.num_steps), int(result.stats.num_accepted)) == (5, taken)
         np.testing.assert_allclose(result.time, 0.1 * taken, rtol=1e-14)
         reached = 2 if taken else 1
         assert np.isfinite(result.ys[0][:reached]).all()
@@ -540,7 +541,7 @@ def test_loop_ends_a_step_at_each_of_several_outputs_in_a_row():
     h, hits_end = accepted_steps(result)
     np.testing.assert_allclose(h, [0.1, 1e-12, 0.1, 0.5, 0.2, 0.1], rtol=1e-3)
     np.testing.assert_array_equal(hits_end, [1, 1, 1, 0, 1, 1])
-    np.testing.assert_array_equal(result.grid.interval[:6], [0, 1, 2, 3, 3, 4])
+    np.testing.assert_array_equal(result.record.grid.interval[:6], [0, 1, 2, 3, 3, 4])
     np.testing.assert_allclose(result.ys[0][:, 1], ts, rtol=1e-14)
 
 
@@ -548,7 +549,7 @@ def test_loop_ends_a_step_at_each_of_several_outputs_in_a_row():
 def test_loop_accepts_no_step_of_zero(step):
     result = loop(Told([0.5, step]), (1.0, 2.0))
     assert int(result.status) == Status.STEP_UNDERFLOW
-    assert (int(result.num_steps), int(result.num_accepted)) == (2, 1)
+    assert (int(result.stats.num_steps), int(result.stats.num_accepted)) == (2, 1)
     assert float(result.time) == 1.5
     assert np.isnan(result.ys[0][1]).all()
 
@@ -557,7 +558,7 @@ def test_loop_stops_below_the_least_step():
     rejected = Told([0.5, 0.2, 0.05, 0.01], [2.0] * 50)
     result = loop(rejected, min_step=0.1)
     assert int(result.status) == Status.STEP_UNDERFLOW
-    assert int(result.num_steps) == 2
+    assert int(result.stats.num_steps) == 2
     # What is accepted may be shorter, as at the end of an interval.
     assert int(loop(Told([0.95]), min_step=0.1).status) == Status.SUCCESS
 
@@ -573,7 +574,7 @@ def test_loop_tells_the_controller_of_what_is_not_finite():
 def test_loop_counts_evaluations_and_reuses_the_last_slope():
     dynamics = ByHand()
     result = loop(Told([0.25], [2.0]), dynamics=dynamics, first_step=0.1)
-    assert int(result.num_evaluations) == len(dynamics.times)
+    assert int(result.stats.num_evaluations) == len(dynamics.times)
 
 
 def test_loop_of_fixed_steps_asks_for_no_error():
@@ -586,7 +587,7 @@ def test_loop_of_fixed_steps_asks_for_no_error():
 
     result = loop(Fixed([0.5, 0.3, 0.2]), dynamics=ByHand(lambda t: 1.0 + 0.0 * t))
     np.testing.assert_allclose(result.ys[0][1, 0], ((0.5 * 1.3 + 0.3) * 1.2 + 0.2), rtol=1e-14)
-    assert int(result.num_steps) == 3
+    assert int(result.stats.num_steps) == 3
 
 
 @pytest.mark.parametrize("ts", [(0.0, 1.0, 0.5), (0.0, 0.0), (0.0, np.nan), (0.0, np.inf)])
@@ -601,7 +602,7 @@ def test_loop_refuses_times_out_of_order(ts):
 def test_loop_refuses_a_state_that_is_not_finite():
     result = loop(Told([0.5]), ys=[tf.constant([1.0, np.inf], tf.float64)])
     assert int(result.status) == Status.NON_FINITE_STATE
-    assert int(result.num_steps) == 0
+    assert int(result.stats.num_steps) == 0
 
 
 def test_first_step_by_hand_is_within_bounds():

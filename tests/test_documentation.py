@@ -15,15 +15,18 @@ MODULES = [
     "bijectors.ode_solve_fn",
     "bijectors.traces",
     "callbacks",
-    "controllers",
     "gradients.backprop",
     "gradients.no_gradient",
     "gradients.symplectic_adjoint",
     "layers.energy_layers",
     "layers.ode_layer",
     "layers.time_layers",
+    "methods",
+    "methods.order_conditions",
+    "methods.tableaus",
     "solve",
-    "tableaus",
+    "steps.given",
+    "steps.pi",
 ]
 
 

@@ -199,7 +199,7 @@ def test_layers_restore_gradient_objects():
     for gradient in (TIGHT, own, SymplecticAdjoint(12), StepCheckpoint(), SolveCheckpoint()):
         layer = tfsymadj.ODELayer(keras.layers.Dense(2), gradient=gradient)
         again = tfsymadj.ODELayer.from_config(layer.get_config())
-        assert again._solver["gradient"] == gradient
+        assert again.options.gradient == gradient
 
 
 @pytest.mark.parametrize(

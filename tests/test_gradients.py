@@ -21,8 +21,8 @@ from conftest import (
 import tfsymadj
 from tfsymadj import METHODS, Backprop, ButcherTableau, SymplecticAdjoint
 from tfsymadj.dynamics.calling import as_function
-from tfsymadj.dynamics.closing import close
-from tfsymadj.runge_kutta import rk_step, rk_step_adjoint
+from tfsymadj.dynamics.closing import Sources, close
+from tfsymadj.methods import get_method
 
 DATA = sorted((pathlib.Path(__file__).parent / "data").glob("*.npz"))
 ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.adaptive]
@@ -298,7 +298,7 @@ def test_finite_differences():
 def test_bilinear_form_is_conserved(method):
     """lambda^T delta, adjoint and variational variable, is the same after each of 20 steps."""
     problem = mlp()
-    tableau = METHODS[method].without_error()
+    method = get_method(method).without_error()
     function = as_function(lambda: problem.dynamics, problem.y0, (), False)
     h = tf.constant(0.1, tf.float64)
 
@@ -311,17 +311,17 @@ def test_bilinear_form_is_conserved(method):
             outer.watch(weights)
             with tf.GradientTape() as inner:
                 inner.watch(y)
-                (end,) = rk_step(dynamics, tableau, t, h, [y]).ys
+                (end,) = method.step(dynamics, t, h, [y]).ys
             vjp = inner.gradient(end, y, output_gradients=weights)
         return end, outer.gradient(vjp, weights, output_gradients=delta)
 
     @tf.function
     def backward(t, y, adjoint):
         dynamics = close(function, [y])
-        stages = tf.stack([stage for (stage,) in rk_step(dynamics, tableau, t, h, [y]).stages])
-        zeros = [tf.zeros_like(x) for x in (y, *dynamics.captured)]
-        step = rk_step_adjoint(dynamics, tableau, t, h, lambda i: [stages[i]], [adjoint], zeros)
-        return adjoint + step.sums[0]
+        stages = tf.stack([stage for (stage,) in method.step(dynamics, t, h, [y]).stages])
+        zeros = Sources([tf.zeros_like(y)], [tf.zeros_like(x) for x in dynamics.captured], [], [])
+        sums = method.adjoint(dynamics, t, h, lambda i: [stages[i]], [adjoint], zeros)
+        return adjoint + sums.ys[0]
 
     random = np.random.default_rng(4)
     times = tf.unstack(h * tf.range(20, dtype=tf.float64))

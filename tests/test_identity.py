@@ -54,6 +54,12 @@ def test_tensors_and_variables_are_leaves():
     assert [id(x) for x in leaves] == [id(a), id(b)]
 
 
+def test_functions_of_libraries_are_known_by_their_code():
+    """TensorFlow's have attributes that nobody can look into."""
+    assert key(closing_over(tf.identity)) == key(closing_over(tf.identity))
+    assert key(closing_over(tf.identity)) != key(closing_over(tf.nn.relu))
+
+
 def test_small_integers_are_known_by_value():
     assert key(closing_over(tf.constant(1))) != key(closing_over(tf.constant(2)))
     assert key(closing_over(tf.range(100))) == key(closing_over(tf.range(100) + 1))

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import tfsymadj
 from tfsymadj import METHODS, ButcherTableau, ConstantSteps, Controller, PIController
-from tfsymadj.controllers import Proposal
+from tfsymadj.steps import Proposal
 
 ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.adaptive]
 

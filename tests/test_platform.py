@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsymadj import _platform, buffers
+from tfsymadj import _platform
+from tfsymadj.checkpoints import buffers
 
 JIT = pytest.mark.parametrize("jit", [None, True], ids=["graph", "xla"])
 

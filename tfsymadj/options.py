@@ -139,7 +139,13 @@ class Options(Configured):
                 "entry. Increase `max_steps`, or ask for fewer entries of `t`. "
                 f"Received: max_steps={solver.max_steps} and {times.shape[0]} entries of `t`"
             )
-        return solver
+        # Not the one that was found first: this may be inside of `no_gradient`, or no more.
+        gradient = get_gradient(self.gradient)
+        return (
+            solver
+            if gradient is solver.gradient
+            else dataclasses.replace(solver, gradient=gradient)
+        )
 
     def _controller_for(self, method):
         controller, num_steps, step_size = self.controller, self.num_steps, self.step_size

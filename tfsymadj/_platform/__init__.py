@@ -19,7 +19,7 @@ What is redirected is so from the first solve on, and only where a thread traces
 
 from tfsymadj._platform.frames import original_line
 from tfsymadj._platform.functions import (
-    LOCKS,
+    CLOSED,
     ConcreteFunction,
     TracedFunction,
     call,
@@ -59,7 +59,7 @@ from tfsymadj._platform.variables import adopted
 __all__ = [
     "CallState",
     "ConcreteFunction",
-    "LOCKS",
+    "CLOSED",
     "TracedFunction",
     "accessed",
     "adopted",

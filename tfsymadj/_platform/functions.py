@@ -2,14 +2,20 @@
 
 import threading
 
+import tensorflow as tf
 from tensorflow.python.eager.polymorphic_function import concrete_function, polymorphic_function
 
 #: What `tf.function` returns, and one trace of it.
 TracedFunction = polymorphic_function.Function
 ConcreteFunction = concrete_function.ConcreteFunction
 
-#: Types of locks.
-LOCKS = (type(threading.Lock()), type(threading.RLock()))
+#: Types of what nobody can look into, and nobody needs to: locks, and what TensorFlow's own functions
+#: find implementations for other types by.
+CLOSED = (
+    type(threading.Lock()),
+    type(threading.RLock()),
+    type(getattr(tf.identity, "_tf_type_based_dispatcher", None)),
+)
 
 
 def forget_variables(concrete):

@@ -5,6 +5,7 @@ from tensorflow.python.framework import func_graph, op_def_registry
 from tensorflow.python.ops import control_flow_v2_func_graphs
 
 _ControlFlowGraph = control_flow_v2_func_graphs.ControlFlowFuncGraph
+_WRAPPER = "cflow_gradient_wrapper"
 
 
 def in_control_flow():
@@ -26,7 +27,8 @@ def is_stateful(op_type):
 def is_control_flow_inside(graph, ancestor):
     """Whether `graph` is `ancestor`, a loop's or branch's body in it, or the gradient of one."""
     while graph is not ancestor:
-        if not isinstance(graph, _ControlFlowGraph):
+        # Under several tapes TensorFlow puts a branch or a loop into a function of its own.
+        if not isinstance(graph, _ControlFlowGraph) and _WRAPPER not in getattr(graph, "name", ""):
             return False
         forward = getattr(graph, "_forward_graph", None)
         if forward is not None and is_control_flow_inside(forward, ancestor):

@@ -29,7 +29,13 @@ from tensorflow.python.eager.polymorphic_function import (
     polymorphic_function,
 )
 from tensorflow.python.framework import func_graph, ops
-from tensorflow.python.ops import custom_gradient, gradients_util, resource_variable_ops
+from tensorflow.python.ops import (
+    cond_v2,
+    custom_gradient,
+    embedding_ops,
+    gradients_util,
+    resource_variable_ops,
+)
 
 from tfsymadj._platform.gradients import keep_newest
 from tfsymadj._platform.graphs import is_control_flow_inside
@@ -87,7 +93,7 @@ class Substitution:
         graph = tf.compat.v1.get_default_graph() if graph is None else graph
         places = [value]
         if graph is not self._graph:  # a body: its own tapes, and those around it
-            places.append(_originals["capture"](graph, value))
+            places.append(graph.capture(value))
         for place in places:
             record.record_operation(
                 "ReadVariableOp", [place], [source, self.alias(x)], backward_function=_to_both
@@ -162,13 +168,48 @@ def _capture(graph, tensor, *args, **kwargs):
     if _active.stack and is_eager(tensor):
         value = _value_of(tensor, graph)
         tensor = tensor if value is None else value
-    captured = _originals["capture"](graph, tensor, *args, **kwargs)
+    seen = tensor
+    if _active.stack and isinstance(graph, cond_v2._CondGradFuncGraph):
+        seen = _as_seen_by_branch(graph, tensor)
+    captured = _originals["capture"](graph, seen, *args, **kwargs)
     if _active.stack and captured is not tensor and hasattr(graph, "_forward_graph"):
-        # In the gradient of a loop, where TensorFlow does not tell tapes of its own.
+        # In the gradient of a loop or a branch, where TensorFlow does not tell tapes of its own.
         record.record_operation(
             "captured_value", [captured], [tensor], backward_function=lambda gradient: [gradient]
         )
     return captured
+
+
+def _as_seen_by_branch(graph, tensor):
+    """A tensor that the gradient of a branch captures, as TensorFlow expects to find it.
+
+    It has to belong to the branch or to the graph around the gradient; and what the branch has
+    captured must not be captured beside it, or one of both placeholders is never fed.
+    """
+    if not tf.is_symbolic_tensor(tensor) or tensor.graph in (graph, graph._forward_graph):
+        return tensor
+    known = _captured_by(graph._forward_graph, tensor)
+    if known is not None:
+        return known
+    outer = graph.outer_graph
+    return outer.capture(tensor) if isinstance(outer, func_graph.FuncGraph) else tensor
+
+
+def _captured_by(graph, tensor):
+    """What a graph knows a tensor of an outer graph by, or None."""
+    return next((inner for x, inner in graph.captures if x is tensor), None)
+
+
+def _colocated(x, graph):
+    """What stands beside a variable stands beside its value: without a capture of its handle."""
+    value = _value_of(x, graph) if _active.stack and is_variable(x) else None
+    return _originals["colocate"](x if value is None else value, graph)
+
+
+def _beside_embedding(x):
+    """The same for `tf.nn.embedding_lookup`, which captures the handle by itself."""
+    value = _value_of(x) if _active.stack and is_variable(x) else None
+    return _originals["beside_embedding"](x) if value is None else ops.colocate_with(value)
 
 
 def _call_function(function, *args, **kwargs):
@@ -272,6 +313,8 @@ _PATCHES = {
     "sparse_read": (_Variable, "sparse_read", _sparse_read),
     "gather_nd": (_Variable, "gather_nd", _gather_nd),
     "capture": (func_graph.FuncGraph, "capture", _capture),
+    "colocate": (ops, "_op_to_colocate_with", _colocated),
+    "beside_embedding": (embedding_ops, "_colocate_with", _beside_embedding),
     "function": (polymorphic_function.Function, "__call__", _call_function),
     "call_flat": (concrete_function.ConcreteFunction, "_call_flat", _call_flat),
     "numpy": (ops.EagerTensor.__mro__[1], "_numpy", _numpy),

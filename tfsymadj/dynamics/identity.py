@@ -603,7 +603,7 @@ _HANDLERS = [
         (
             types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType,
             types.MemberDescriptorType, types.CodeType, np.ufunc, logging.Logger, io.IOBase,
-            *_platform.LOCKS,
+            *_platform.CLOSED,
         ),
         Contents._identity,
     ),
