@@ -9,7 +9,7 @@ from tensorflow.python.eager.polymorphic_function import concrete_function, poly
 TracedFunction = polymorphic_function.Function
 ConcreteFunction = concrete_function.ConcreteFunction
 
-#: Types of what nobody can look into, and nobody needs to: locks, and what TensorFlow's own functions
+#: Types of what nobody can look into, or needs to: locks, and what TensorFlow's own functions
 #: find implementations for other types by.
 CLOSED = (
     type(threading.Lock()),
