@@ -37,9 +37,10 @@ $(OLDEST)/.stamp: pyproject.toml tests/oldest.txt
 test-oldest: $(OLDEST)/.stamp  ## Run the tests with the oldest TensorFlow and Keras that are supported.
 	$(OLDEST)/bin/python -m pytest -n 2
 
-lint: venv  ## Check the code's style.
+lint: venv  ## Check the code's style and its types.
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 format: venv  ## Format the code, and mend what can be mended automatically.
 	$(BIN)/python -m ruff check --fix .

@@ -1,6 +1,7 @@
 """Keras callbacks."""
 
 import logging
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -40,7 +41,7 @@ class GradientMemory(keras.callbacks.Callback):
     True
     """
 
-    def __init__(self, device=None, name="gradient_memory_mib"):
+    def __init__(self, device: str | None = None, name: str = "gradient_memory_mib"):
         super().__init__()
         self.device = device
         self.name = name
@@ -106,14 +107,14 @@ class KeepWeights(keras.callbacks.Callback):
     [0]
     """
 
-    def __init__(self, patience=10, name="undone_steps"):
+    def __init__(self, patience: int = 10, name: str = "undone_steps"):
         super().__init__()
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise ValueError(f"`patience` must be a positive integer. Received: {patience!r}")
         self.patience = patience
         self.name = name
-        self._counts = {}  # layer -> how often its solves ended with each status
-        self._before = []  # pairs of a variable and its value before the step
+        self._counts: Any = {}  # layer -> how often its solves ended with each status
+        self._before: Any = []  # pairs of a variable and its value before the step
         self._undone = self._in_a_row = 0
 
     def on_train_begin(self, logs=None):

@@ -214,10 +214,11 @@ def _relaxed(a, b):
     return tf.TensorSpec(a.shape.most_specific_compatible_shape(b.shape), a.dtype)
 
 
-_entries = collections.OrderedDict()
-_written = weakref.WeakKeyDictionary()  # what a callable is known by -> paths that tracing changes
+_entries: collections.OrderedDict = collections.OrderedDict()
+# What a callable is known by -> paths that tracing changes.
+_written: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
-_warned = set()
+_warned: set = set()
 _new = 0  # traces since the garbage collector came
 
 

@@ -25,7 +25,7 @@ class Configured:
     ...     def __init__(self, scale):
     ...         self.scale = scale
     ...
-    ...     def get_config(self):
+    ...     def get_config(self) -> dict:
     ...         return {"scale": self.scale}
     >>> Scaled(2.0), Scaled(2.0) == Scaled(2.0), Scaled(2.0) == Scaled(3.0)
     (Scaled(scale=2.0), True, False)
@@ -44,12 +44,12 @@ class Configured:
                     f"those of the base class. Received: {cls!r} without `get_config`"
                 )
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments, a dict; they may be arrays and nests."""
         return {}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict):
         """The object of a config, also of one that was serialized."""
         return cls(**{name: _deserialized(value) for name, value in config.items()})
 
@@ -68,12 +68,12 @@ class Configured:
         return f"{type(self).__name__}({arguments})"
 
 
-def is_int(x, least=-math.inf):
+def is_int(x: object, least: float = -math.inf) -> bool:
     """Whether `x` is a Python or NumPy integer, at least `least`; a bool is not a number."""
-    return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= least
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and bool(x >= least)
 
 
-def is_real(x):
+def is_real(x: object) -> bool:
     """Whether `x` is a real number of Python or NumPy; a bool is not a number."""
     return isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)
 

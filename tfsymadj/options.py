@@ -10,7 +10,7 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import numpy as np
@@ -83,6 +83,7 @@ class Options(Configured):
     gradient: Any = "symplectic_adjoint"
     autonomous: bool | None = None
     on_failure: str = "raise"
+    _solver: "Solver" = dataclasses.field(init=False)
 
     def __post_init__(self):
         if self.on_failure not in _ON_FAILURE:
@@ -93,7 +94,6 @@ class Options(Configured):
         controller = self._controller_for(method)
         if not (is_int(self.max_steps, 1) and self.max_steps < 2**31 - 1):
             raise ValueError(f"`max_steps` must be a positive int32. Received: {self.max_steps!r}")
-        # One attribute, not a cached one: equality looks at all of them.
         object.__setattr__(
             self,
             "_solver",
@@ -108,7 +108,7 @@ class Options(Configured):
         )
 
     @classmethod
-    def of(cls, caller: str, options: SolverOptions) -> "Options":
+    def of(cls, caller: str, options: Mapping[str, Any]) -> "Options":
         """The options of a dict of keywords, in the name of who was called with them."""
         for name in options:
             if name not in DEFAULTS:
@@ -177,7 +177,7 @@ class Options(Configured):
 
 
 #: The options by name, with their defaults.
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(Options)}
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options) if f.init}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,12 +252,12 @@ def with_options(function: Callable) -> Callable:
     In its docstring the entry `**options:` of the arguments stands for all of them.
     """
     signature = inspect.signature(function)
-    fields = dataclasses.fields(Options)
     options = [
         inspect.Parameter(
             f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
         )
-        for f in fields
+        for f in dataclasses.fields(Options)
+        if f.init
     ]
     explicit, rest = [], []
     for parameter in signature.parameters.values():
@@ -265,13 +265,14 @@ def with_options(function: Callable) -> Callable:
             explicit.append(parameter)
         elif parameter.name != "options":
             rest.append(parameter)
-    function.__signature__ = signature.replace(parameters=[*explicit, *options, *rest])
+    signature = signature.replace(parameters=[*explicit, *options, *rest])
+    setattr(function, "__signature__", signature)  # noqa: B010 - no attribute of functions to mypy
     return function
 
 
 def documented(described: Callable) -> Callable:
     """Puts the documentation of the options into a docstring, in place of its `**options:`."""
-    if described.__doc__:  # none with `python -OO`
+    if described.__doc__ and Options.__doc__:  # none with `python -OO`
         entries = Options.__doc__.split("Args:\n")[1].rstrip()
         described.__doc__ = re.sub(
             r"^ {8}\*\*options:.*\n(?: {12}.*\n)*", lambda _: entries + "\n", described.__doc__,

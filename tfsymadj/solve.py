@@ -1,6 +1,8 @@
 """`solve` and `odeint`: checks the arguments, turns names into objects, compiles eager calls."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,7 +25,9 @@ _MOST_STEPS = 10**8
 @documented
 @with_options
 @tf.autograph.experimental.do_not_convert
-def solve(dynamics, y0, t, *, args=(), **options: Unpack[SolverOptions]) -> Solution:
+def solve(
+    dynamics: Callable, y0: Any, t: Any, *, args: Any = (), **options: Unpack[SolverOptions]
+) -> Solution:
     """Solves the initial value problem dy/dt = dynamics(t, y, *args), y(t[0]) = y0.
 
     The solution is differentiable for `y0`, `t`, `args`, and the variables and tensors that the
@@ -66,7 +70,9 @@ def solve(dynamics, y0, t, *, args=(), **options: Unpack[SolverOptions]) -> Solu
 
 @documented
 @with_options
-def odeint(dynamics, y0, t, *, args=(), **options: Unpack[SolverOptions]):
+def odeint(
+    dynamics: Callable, y0: Any, t: Any, *, args: Any = (), **options: Unpack[SolverOptions]
+) -> Any:
     """The states of `solve` only, by the same arguments.
 
     Args:

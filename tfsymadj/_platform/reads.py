@@ -50,7 +50,7 @@ class _Active(threading.local):
 
 
 _active = _Active()
-_originals = {}
+_originals: dict = {}
 _lock = threading.Lock()
 
 

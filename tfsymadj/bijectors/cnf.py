@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -15,7 +16,7 @@ from tfsymadj import _platform
 from tfsymadj._platform import copies
 from tfsymadj.bijectors.freshness import FreshCache
 from tfsymadj.bijectors.seeds import as_seed_pair
-from tfsymadj.bijectors.traces import Field, get_trace
+from tfsymadj.bijectors.traces import Field, Trace, get_trace
 from tfsymadj.dynamics import calling, contents
 from tfsymadj.options import Options, SolverOptions, documented, with_options
 from tfsymadj.solution import Stats
@@ -104,24 +105,24 @@ class CNF(tfp.bijectors.Bijector):
     @with_options
     def __init__(
         self,
-        dynamics,
-        t=(0.0, 1.0),
+        dynamics: Callable,
+        t: Any = (0.0, 1.0),
         *,
-        trace="exact",
-        seed=None,
-        event_ndims=1,
-        regularizers=(),
-        validate_args=False,
-        name="cnf",
+        trace: str | Trace = "exact",
+        seed: Any = None,
+        event_ndims: int = 1,
+        regularizers: Sequence[str] = (),
+        validate_args: bool = False,
+        name: str = "cnf",
         **options: Unpack[SolverOptions],
     ):
         parameters = {
             "dynamics": dynamics, "t": t, "trace": trace, "seed": seed, "event_ndims": event_ndims,
             "regularizers": regularizers, "validate_args": validate_args, "name": name, **options,
         }  # fmt: skip
-        options = Options.of("CNF", options)
+        solved_by = Options.of("CNF", options)
         t = t.value if isinstance(t, keras.Variable) else t
-        check(dynamics, t, options)
+        check(dynamics, t, solved_by)
         if (t.shape[0] if hasattr(t, "shape") else len(t)) != 2:
             raise ValueError(f"`t` must have two entries. Received: {t!r}")
         if isinstance(event_ndims, bool) or not isinstance(event_ndims, int) or event_ndims < 1:
@@ -141,12 +142,12 @@ class CNF(tfp.bijectors.Bijector):
         )
         self._t = t
         self._seed = 0 if seed is None else seed
-        self._options = self._no_dependency(options)
+        self._options = self._no_dependency(solved_by)
         self._dynamics = dynamics
         # Keras layers don't hand their variables to a `tf.Module` that holds them.
         self._weights, _ = contents.variables(dynamics)
         self._field = self._no_dependency(
-            _Augmented(dynamics, options.autonomous, get_trace(trace), tuple(regularizers))
+            _Augmented(dynamics, solved_by.autonomous, get_trace(trace), tuple(regularizers))
         )
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # not by its parameters, which may change
@@ -189,7 +190,9 @@ class CNF(tfp.bijectors.Bijector):
     def _parameter_properties(cls, dtype):
         return {}
 
-    def forward_solution(self, x, *, condition=None, seed=None):
+    def forward_solution(
+        self, x: tf.Tensor, *, condition: Any = None, seed: Any = None
+    ) -> FlowSolution:
         """The flow forward, with all that the solve gives.
 
         It does not cost a solve if the same tensor was transformed before.
@@ -204,7 +207,9 @@ class CNF(tfp.bijectors.Bijector):
         """
         return self._solution(x, False, condition, seed)
 
-    def inverse_solution(self, y, *, condition=None, seed=None):
+    def inverse_solution(
+        self, y: tf.Tensor, *, condition: Any = None, seed: Any = None
+    ) -> FlowSolution:
         """The flow backward, likewise: `y` is what `forward` returns."""
         return self._solution(y, True, condition, seed)
 

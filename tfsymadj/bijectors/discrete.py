@@ -1,6 +1,7 @@
 """What discrete data need before and after a density on the real line: noise, logit, bits."""
 
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -9,7 +10,7 @@ import tensorflow_probability as tfp
 from tfsymadj.bijectors.seeds import as_seed_pair, uniform
 
 
-def dequantize(x, levels, seed, dtype=tf.float32):
+def dequantize(x: Any, levels: int, seed: Any, dtype: tf.DType = tf.float32) -> tf.Tensor:
     """Spreads each level of discrete data uniformly over an interval of its own.
 
     Returns `(x + u) / levels` with u uniform in (0, 1), independent for each entry. A density that
@@ -102,7 +103,7 @@ class Logit(tfp.bijectors.Bijector):
     [0.0, 0.5, 1.0]
     """
 
-    def __init__(self, alpha=0.05, validate_args=False, name="logit"):
+    def __init__(self, alpha: float = 0.05, validate_args: bool = False, name: str = "logit"):
         parameters = dict(locals())
         # The negation also refuses NaN.
         if not isinstance(alpha, int | float) or not 0.0 <= alpha < 0.5:
@@ -147,7 +148,9 @@ class Logit(tfp.bijectors.Bijector):
         return -tf.math.softplus(-y) - tf.math.softplus(y) - log_scale
 
 
-def bits_per_dimension(log_prob, event_size, levels=None):
+def bits_per_dimension(
+    log_prob: tf.Tensor, event_size: int, levels: int | None = None
+) -> tf.Tensor:
     """Negative log-likelihood of discrete data in bits per dimension, from a density.
 
     Let p be the density of the dequantized data y in [0, 1]^D. That of `levels * y`, the data on

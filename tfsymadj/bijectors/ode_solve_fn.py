@@ -1,5 +1,6 @@
 """This package's solver and gradient for `tfb.FFJORD`."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -26,7 +27,7 @@ class _Results(NamedTuple):
 
 @documented
 @with_options
-def ode_solve_fn(**options: Unpack[SolverOptions]):
+def ode_solve_fn(**options: Unpack[SolverOptions]) -> Callable:
     """A solver with the signature that `tfb.FFJORD(ode_solve_fn=...)` takes.
 
     Args:

@@ -17,7 +17,7 @@ class Trace(Configured):
     arguments.
     """
 
-    def draw(self, seed, shape, dtype):
+    def draw(self, seed: tf.Tensor, shape: tf.Tensor, dtype: tf.DType) -> tuple:
         """The noise of one solve.
 
         Args:
@@ -30,7 +30,9 @@ class Trace(Configured):
         """
         return ()
 
-    def __call__(self, field, y, noise, with_norm=False):
+    def __call__(
+        self, field: "Field", y: tf.Tensor, noise: tuple, with_norm: bool = False
+    ) -> tuple:
         """The dynamics and their divergence at one point of time.
 
         Args:
@@ -94,7 +96,9 @@ class ExactTrace(Trace):
     True
     """
 
-    def __call__(self, field, y, noise, with_norm=False):
+    def __call__(
+        self, field: "Field", y: tf.Tensor, noise: tuple, with_norm: bool = False
+    ) -> tuple:
         if field.has_divergence and not with_norm:
             return field(y), field.divergence(y), None
         size = y.shape[1:].num_elements()
@@ -136,7 +140,7 @@ class HutchinsonTrace(Trace):
     arXiv:1810.01367.
     """
 
-    def __init__(self, noise="rademacher", num_samples=1):
+    def __init__(self, noise: str = "rademacher", num_samples: int = 1):
         if noise not in _NOISES:
             raise ValueError(f"`noise` must be one of {sorted(_NOISES)}. Received: {noise!r}")
         self.noise = noise
@@ -145,13 +149,15 @@ class HutchinsonTrace(Trace):
     def get_config(self):
         return {"noise": self.noise, "num_samples": self.num_samples}
 
-    def draw(self, seed, shape, dtype):
+    def draw(self, seed: tf.Tensor, shape: tf.Tensor, dtype: tf.DType) -> tuple:
         return tuple(
             _NOISES[self.noise](seed + tf.constant([0, k], tf.int64), shape, dtype)
             for k in range(self.num_samples)
         )
 
-    def __call__(self, field, y, noise, with_norm=False):
+    def __call__(
+        self, field: "Field", y: tf.Tensor, noise: tuple, with_norm: bool = False
+    ) -> tuple:
         dy, products = _vjps(field, y, noise)
         divergence = _mean([_dot(e, p) for e, p in zip(noise, products)])
         return dy, divergence, _mean([_dot(p, p) for p in products]) if with_norm else None
@@ -178,7 +184,7 @@ class HutchPlusPlusTrace(Trace):
     arXiv:2010.09649, algorithm 1.
     """
 
-    def __init__(self, num_samples=3):
+    def __init__(self, num_samples: int = 3):
         self.num_samples = _positive("num_samples", num_samples, 3)
         if self.num_samples % 3:
             raise ValueError(f"`num_samples` must be a multiple of 3. Received: {num_samples!r}")
@@ -186,13 +192,15 @@ class HutchPlusPlusTrace(Trace):
     def get_config(self):
         return {"num_samples": self.num_samples}
 
-    def draw(self, seed, shape, dtype):
+    def draw(self, seed: tf.Tensor, shape: tf.Tensor, dtype: tf.DType) -> tuple:
         return tuple(
             _rademacher(seed + tf.constant([0, k], tf.int64), shape, dtype)
             for k in range(2 * self.num_samples // 3)
         )
 
-    def __call__(self, field, y, noise, with_norm=False):
+    def __call__(
+        self, field: "Field", y: tf.Tensor, noise: tuple, with_norm: bool = False
+    ) -> tuple:
         if with_norm:
             raise ValueError(
                 "Hutch++ gives no estimate of the Jacobian's norm: use `trace='hutchinson'` or "

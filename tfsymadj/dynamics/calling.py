@@ -205,7 +205,7 @@ def ignores_time(dynamics):
 _LIBRARIES = ("keras", "numpy", "tensorflow", "tensorflow_probability", "tf_keras", "tfsymadj")
 
 #: Code that AutoGraph can't read, or need not.
-_as_it_is = weakref.WeakSet()
+_as_it_is: weakref.WeakSet = weakref.WeakSet()
 
 
 def _converted(dynamics):

@@ -436,7 +436,7 @@ def is_library(file):
     return file.startswith((*_PATHS, "<frozen"))
 
 
-_library_classes = weakref.WeakKeyDictionary()
+_library_classes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _is_library_class(x):
@@ -451,7 +451,7 @@ def _is_library_class(x):
     return known
 
 
-_slot_names = weakref.WeakKeyDictionary()
+_slot_names: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _slots(kind):
@@ -542,8 +542,8 @@ def _is_plain(x):
     )
 
 
-_plain_parts = weakref.WeakKeyDictionary()
-_bookkeeping = weakref.WeakKeyDictionary()
+_plain_parts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_bookkeeping: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _layer_bookkeeping(kind):
@@ -557,7 +557,7 @@ def _layer_bookkeeping(kind):
     return known
 
 
-_handlers = weakref.WeakKeyDictionary()
+_handlers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _handler(kind):
@@ -649,7 +649,7 @@ class Fingerprint:
         pairs = [(a(), b()) for a, b in zip(self._objects, other._objects)]
         return all(a is not None and a is b for a, b in pairs)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _weakly(x):

@@ -13,7 +13,7 @@ from tfsymadj.dynamics.closing import Sources
 from tfsymadj.gradients.recomputing import Recomputing
 from tfsymadj.loop.failures import is_success, poison
 from tfsymadj.loop.integrate import integrate
-from tfsymadj.methods import get_method
+from tfsymadj.methods import ButcherTableau, get_method
 from tfsymadj.solution import Status
 from tfsymadj.steps.pi import PIController
 from tfsymadj.steps.tolerance import tolerance_of
@@ -52,7 +52,12 @@ class ContinuousAdjoint(Recomputing):
     >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient=gradient)
     """
 
-    def __init__(self, rtol=None, atol=None, method=None):
+    def __init__(
+        self,
+        rtol: float | None = None,
+        atol: float | None = None,
+        method: str | ButcherTableau | None = None,
+    ):
         for name, value in (("rtol", rtol), ("atol", atol)):
             if value is not None and not (is_real(value) and 0 <= value < np.inf):
                 raise ValueError(

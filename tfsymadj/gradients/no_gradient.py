@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import threading
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -98,13 +99,13 @@ class _Active(threading.local):
 _active = _Active()
 
 
-def gradient_is_wanted():
+def gradient_is_wanted() -> bool:
     """Whether this thread is outside of `no_gradient`."""
     return not _active.value
 
 
 @contextlib.contextmanager
-def no_gradient():
+def no_gradient() -> Iterator[None]:
     """A context in which every solve that is called or traced has the gradient `NoGradient`.
 
     What is traced inside stays so: a model exported inside has no gradient, keeps no checkpoints

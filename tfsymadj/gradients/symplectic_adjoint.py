@@ -59,7 +59,7 @@ class SymplecticAdjoint(Recomputing):
     >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient=gradient)
     """
 
-    def __init__(self, checkpoints="auto"):
+    def __init__(self, checkpoints: str | int = "auto"):
         if is_int(checkpoints):
             checkpoints = int(checkpoints)
         # The least budget depends on the method: see `budget_recording`.

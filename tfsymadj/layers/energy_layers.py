@@ -5,6 +5,8 @@ Yosinski: Hamiltonian Neural Networks, arXiv:1906.01563; for partial differentia
 Matsubara, Ishikawa, Yaguchi: Deep Energy-based Modeling of Discrete-Time Physics, arXiv:1905.08604.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -34,7 +36,7 @@ class PeriodicDifference:
     [[-10.0, 10.0, 10.0, -10.0]]
     """
 
-    def __init__(self, derivative, spacing=1.0, factor=1.0):
+    def __init__(self, derivative: int, spacing: float = 1.0, factor: float = 1.0):
         if derivative not in (0, 1, 2):
             raise ValueError(f"`derivative` must be 0, 1 or 2. Received: {derivative!r}")
         if not spacing > 0:
@@ -69,7 +71,7 @@ class PeriodicDifference:
 class _Energy(keras.Layer):
     """What the dynamics of an energy have in common."""
 
-    def __init__(self, energy, **kwargs):
+    def __init__(self, energy: keras.Layer, **kwargs):
         super().__init__(**kwargs)
         if not callable(energy):
             raise TypeError(f"`energy` must be a layer or a callable. Received: {energy!r}")
@@ -139,20 +141,20 @@ class EnergyDynamics(_Energy):
     TensorShape([3, 2])
     """
 
-    def __init__(self, energy, G, **kwargs):
+    def __init__(self, energy: keras.Layer, G: Any, **kwargs):
         super().__init__(energy, **kwargs)
         self.G = G if callable(G) else _checked(G)
 
     def build(self, u_shape):
         self._build_energy(u_shape)
 
-    def call(self, u):
+    def call(self, u: tf.Tensor) -> tf.Tensor:
         gradient = self._gradient(u)
         if callable(self.G):
             return self.G(gradient)
         return tf.linalg.matvec(tf.cast(self.G, gradient.dtype), gradient)
 
-    def energy_of(self, u):
+    def energy_of(self, u: tf.Tensor) -> tf.Tensor:
         """H of each example, `(batch,)`."""
         return self._total(tf.convert_to_tensor(u))
 
@@ -203,13 +205,13 @@ class HamiltonianDynamics(_Energy):
             raise ValueError(f"`y` must hold q and p, of equal sizes. Received: shape {y_shape}")
         self._build_energy(y_shape)
 
-    def call(self, y):
+    def call(self, y: tf.Tensor) -> tf.Tensor:
         pair = isinstance(y, (tuple, list))
         gradient = self._gradient(tf.concat(y, -1) if pair else y)
         dq, dp = tf.split(gradient, 2, axis=-1)
         return type(y)([dp, -dq]) if pair else tf.concat([dp, -dq], -1)
 
-    def energy_of(self, y):
+    def energy_of(self, y: tf.Tensor) -> tf.Tensor:
         """H of each example, `(batch,)`."""
         return self._total(tf.concat(y, -1) if isinstance(y, (tuple, list)) else y)
 
@@ -242,7 +244,7 @@ class SecondOrderDynamics(keras.Layer):
     True
     """
 
-    def __init__(self, acceleration, **kwargs):
+    def __init__(self, acceleration: keras.Layer, **kwargs):
         super().__init__(**kwargs)
         if not callable(acceleration):
             raise TypeError(
@@ -260,7 +262,7 @@ class SecondOrderDynamics(keras.Layer):
             raise ValueError(f"`y` must hold q and v, of equal sizes. Received: shape {y_shape}")
         calling.build_layer(self.acceleration, keras.KerasTensor(y_shape, self.compute_dtype))
 
-    def call(self, y):
+    def call(self, y: tf.Tensor) -> tf.Tensor:
         velocity = y[..., y.shape[-1] // 2 :]
         return tf.concat([velocity, tf.cast(self.acceleration(y), y.dtype)], -1)
 

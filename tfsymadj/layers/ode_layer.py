@@ -5,6 +5,7 @@ import functools
 import inspect
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -93,17 +94,17 @@ class ODELayer(keras.Layer):
     @with_options
     def __init__(
         self,
-        dynamics,
-        t=(0.0, 1.0),
+        dynamics: Callable,
+        t: Any = (0.0, 1.0),
         *,
-        return_sequences=False,
-        track_stats=False,
+        return_sequences: bool = False,
+        track_stats: bool = False,
         **kwargs: Unpack[LayerOptions],
     ):
-        options = {name: kwargs.pop(name) for name in DEFAULTS if name in kwargs}
+        options = {name: value for name, value in kwargs.items() if name in DEFAULTS}
+        others = {name: value for name, value in kwargs.items() if name not in DEFAULTS}
         # The times must not be cast, nor the state to half precision: `call` casts.
-        kwargs.setdefault("autocast", False)
-        super().__init__(**kwargs)
+        super().__init__(**{"autocast": False, **others})
         self.supports_masking = True
         self.dynamics = dynamics
         self.t = tuple(float(x) for x in np.ravel(np.asarray(t, np.float64)))
@@ -191,7 +192,14 @@ class ODELayer(keras.Layer):
             else:  # that of a subclass may want other shapes
                 super().build_from_config(config)
 
-    def call(self, y0, t=None, args=(), training=None, mask=None):
+    def call(
+        self,
+        y0: Any,
+        t: Any = None,
+        args: Any = (),
+        training: bool | None = None,
+        mask: Any = None,
+    ) -> Any:
         if self._infers:
             return keras.tree.map_structure(_placeholder, self._spec_call(y0, t, args))
         state = tf.nest.map_structure(lambda y: self._cast(y, self._state_dtype), y0)

@@ -1,5 +1,7 @@
 """Layers for time-dependent dynamics, called as `layer(t, y)`."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -46,7 +48,7 @@ class ConcatTime(keras.Layer):
     TensorShape([2, 4])
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.Layer, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.layer = layer
@@ -113,7 +115,7 @@ class ConcatSquash(keras.Layer):
     TensorShape([3, 2])
     """
 
-    def __init__(self, units, activation=None, **kwargs):
+    def __init__(self, units: int, activation: Any = None, **kwargs):
         super().__init__(**kwargs)
         if isinstance(units, bool) or not isinstance(units, int) or units < 1:
             raise ValueError(f"`units` must be a positive integer. Received: {units!r}")
@@ -168,7 +170,7 @@ class TimeSequential(keras.Layer):
     Example: see `ConcatSquash`.
     """
 
-    def __init__(self, layers, **kwargs):
+    def __init__(self, layers: list, **kwargs):
         super().__init__(**kwargs)
         if not layers:
             raise ValueError(f"`layers` must hold at least one layer. Received: {layers!r}")
@@ -243,7 +245,7 @@ class RescaledTime(keras.Layer):
     batches of unequal intervals are integrated so.
     """
 
-    def __init__(self, dynamics, autonomous=None, **kwargs):
+    def __init__(self, dynamics: keras.Layer, autonomous: bool | None = None, **kwargs):
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         if not callable(dynamics):

@@ -5,11 +5,13 @@ carries. Step sizes are constants for the derivative: gradients are those of the
 taken.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfsymadj.config import Configured
+from tfsymadj.methods.method import Method
 
 
 class Proposal(NamedTuple):
@@ -41,17 +43,17 @@ class Controller(Configured):
         adaptive: whether the controller needs an error estimate.
     """
 
-    adaptive = False
+    adaptive: bool = False
 
-    def for_method(self, method):
+    def for_method(self, method: Method) -> "Controller":
         """The controller for a `Method`; called once before the solve."""
         return self
 
-    def num_steps(self, ts):
+    def num_steps(self, ts: tf.Tensor) -> int | tf.Tensor | None:
         """The number of steps for the times `ts`, int or int32 scalar; None if it is not known."""
         return None
 
-    def table(self, times):
+    def table(self, times: np.ndarray) -> tuple | None:
         """All steps for times that are numbers, `(ends, steps, hits_end)`: NumPy arrays of the
         times after the steps, the signed steps, and whether they end at an entry of `times`.
 
@@ -59,7 +61,7 @@ class Controller(Configured):
         """
         return None
 
-    def initial_state(self, first_step):
+    def initial_state(self, first_step: tf.Tensor | None) -> Any:
         """The loop's first state, a nest of tensors.
 
         Args:
@@ -67,11 +69,11 @@ class Controller(Configured):
         """
         raise NotImplementedError
 
-    def propose(self, state, t, start, end):
+    def propose(self, state: Any, t: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> Proposal:
         """The next `Proposal` from time `t` in the interval from `start` to `end`."""
         raise NotImplementedError
 
-    def adapt(self, state, proposal, error):
+    def adapt(self, state: Any, proposal: Proposal, error: tf.Tensor | None) -> tuple:
         """After a step was tried.
 
         Args:
@@ -85,7 +87,7 @@ class Controller(Configured):
         """
         raise NotImplementedError
 
-    def error_norm(self, errors, ys, ends):
+    def error_norm(self, errors: list, ys: list, ends: list) -> tf.Tensor:
         """Norm of an error estimate relative to the tolerances, float64 scalar.
 
         Args:
@@ -95,7 +97,7 @@ class Controller(Configured):
         """
         raise NotImplementedError
 
-    def scaled_norm(self, xs, magnitudes):
+    def scaled_norm(self, xs: list, magnitudes: list) -> tf.Tensor:
         """`error_norm` of tensors like the state, at states of these magnitudes: how the automatic
         first step measures the state and its slope.
         """

@@ -3,10 +3,15 @@
 import numpy as np
 import tensorflow as tf
 
+from tfsymadj.methods.method import Dynamics
+from tfsymadj.steps.controller import Controller
+
 EPSILON = float(np.finfo(np.float64).eps)
 
 
-def automatic_first_step(dynamics, controller, order, ts, ys, slopes):
+def automatic_first_step(
+    dynamics: Dynamics, controller: Controller, order: int, ts: tf.Tensor, ys: list, slopes: list
+) -> tf.Tensor:
     """The size of the first step, after Hairer, Norsett and Wanner, Solving ODEs I, section II.4.
 
     One more evaluation of the dynamics, at an explicit Euler step.
@@ -49,6 +54,6 @@ def automatic_first_step(dynamics, controller, order, ts, ys, slopes):
     return tf.stop_gradient(tf.maximum(step, least))
 
 
-def given_first_step(first_step, start):
+def given_first_step(first_step: float | tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     """A first step that was asked for, but not less than what moves the time."""
     return tf.maximum(tf.convert_to_tensor(first_step, tf.float64), EPSILON * tf.abs(start))

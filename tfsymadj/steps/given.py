@@ -29,7 +29,7 @@ class ConstantSteps(Controller):
 
     INPUTS = ("_step_size",)
 
-    def __init__(self, num_steps=None, step_size=None):
+    def __init__(self, num_steps: int | None = None, step_size: float | None = None):
         if (num_steps is None) == (step_size is None):
             raise ValueError(
                 "Exactly one of `num_steps` and `step_size` must be given. "

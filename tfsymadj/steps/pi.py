@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -60,15 +60,15 @@ class PIController(Controller):
 
     def __init__(
         self,
-        rtol=1e-3,
-        atol=1e-6,
+        rtol: Any = 1e-3,
+        atol: Any = 1e-6,
         *,
-        proportional=0.2,
-        integral=0.65,
-        derivative=0.0,
-        safety=0.9,
-        min_factor=0.2,
-        max_factor=10.0,
+        proportional: float = 0.2,
+        integral: float = 0.65,
+        derivative: float = 0.0,
+        safety: float = 0.9,
+        min_factor: float = 0.2,
+        max_factor: float = 10.0,
     ):
         for name, value in (("rtol", rtol), ("atol", atol)):
             for leaf in tf.nest.flatten(value):
@@ -123,7 +123,7 @@ class PIController(Controller):
         bound.error_order = min(method.order, method.embedded_order) + 1
         return bound
 
-    def with_tolerances(self, rtol, atol):
+    def with_tolerances(self, rtol: Any, atol: Any) -> "PIController":
         """The same controller, of a subclass too, with other tolerances."""
         changed = copy.copy(self)
         changed.rtol, changed.atol = rtol, atol
