@@ -8,7 +8,7 @@ import sys
 import pytest
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
-PAGES = sorted((README.parent / "docs").glob("*.md"))
+PAGES = [README.parent / "CONTRIBUTING.md", *sorted((README.parent / "docs").glob("*.md"))]
 MODULES = [
     "bijectors.cnf",
     "bijectors.discrete",

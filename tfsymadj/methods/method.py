@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfsymadj.arithmetic import add_terms
 from tfsymadj.dynamics.closing import ClosedDynamics, Sources
 
 #: `(t, ys) -> dys` over lists of tensors.
@@ -119,4 +120,14 @@ class Method:
         with_time: bool = False,
     ) -> Sources:
         """`adjoint` by back-propagation, from the state before the step: all stages on one tape."""
-        raise NotImplementedError
+        sources = dynamics.sources(ys, [t, h] if with_time else [])
+        with dynamics.substituted():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                increments = self.step(dynamics, t, h, ys).increments
+            found = tape.gradient(increments, sources, output_gradients=adjoints)
+        times = found.times
+        if with_time:
+            start, step = times
+            times = [tf.zeros_like(h) if start is None else start, step]
+        return add_terms(sums, found._replace(times=[]))._replace(times=times)

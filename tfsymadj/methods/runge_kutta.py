@@ -111,19 +111,6 @@ class ExplicitRungeKutta(Method):
         )
         return sums._replace(times=times)
 
-    def vjp(self, dynamics, t, h, ys, adjoints, sums, with_time=False):
-        sources = dynamics.sources(ys, [t, h] if with_time else [])
-        with dynamics.substituted():
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(sources)
-                increments = self.step(dynamics, t, h, ys).increments
-            found = tape.gradient(increments, sources, output_gradients=adjoints)
-        times = found.times
-        if with_time:
-            start, step = times
-            times = [tf.zeros_like(h) if start is None else start, step]
-        return add_terms(sums, found._replace(times=[]))._replace(times=times)
-
 
 @functools.lru_cache(maxsize=256)
 def _without_error(method):
