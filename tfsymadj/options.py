@@ -25,6 +25,7 @@ from tfsymadj.steps.tolerance import attainable, tolerance_of
 from tfsymadj.warning import warn
 
 _ON_FAILURE = ("raise", "status")
+_OUTPUTS = ("auto", "step", "interpolate")
 
 
 class SolverOptions(TypedDict, total=False):
@@ -39,6 +40,7 @@ class SolverOptions(TypedDict, total=False):
     first_step: float | None
     min_step: float | None
     max_steps: int
+    outputs: str
     gradient: str | Gradient
     autonomous: bool | None
     on_failure: str
@@ -60,6 +62,11 @@ class Options(Configured):
         min_step: smallest step of an adaptive solve; None: as long as t + h differs from t.
         max_steps: bound of the steps that an adaptive solve may try, over all of `t`; at least
             one for each interval of `t`.
+        outputs: `"step"`: a step ends at each entry of `t`; `"interpolate"`: at the last one only,
+            the others come from the method's continuous extension, at no evaluation; `"auto"`:
+            interpolated with adaptive steps, if the extension's order is the method's less one or
+            more (`dopri5`, `tsit5`, `bosh3`, `adaptive_heun`, `fehlberg2`), else stepped to. With
+            equal steps each entry is a step's end in any case.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
@@ -80,6 +87,7 @@ class Options(Configured):
     first_step: float | None = None
     min_step: float | None = None
     max_steps: int = 4096
+    outputs: str = "auto"
     gradient: Any = "symplectic_adjoint"
     autonomous: bool | None = None
     on_failure: str = "raise"
@@ -90,6 +98,8 @@ class Options(Configured):
             raise ValueError(
                 f"`on_failure` must be one of {_ON_FAILURE}. Received: {self.on_failure!r}"
             )
+        if self.outputs not in _OUTPUTS:
+            raise ValueError(f"`outputs` must be one of {_OUTPUTS}. Received: {self.outputs!r}")
         method = get_method(self.method)
         controller = self._controller_for(method)
         if not (is_int(self.max_steps, 1) and self.max_steps < 2**31 - 1):
@@ -104,6 +114,7 @@ class Options(Configured):
                 min_step=_as_positive("min_step", self.min_step) or 0.0,
                 max_steps=int(self.max_steps),
                 gradient=get_gradient(self.gradient),
+                interpolates=False,
             ),
         )
 
@@ -133,7 +144,11 @@ class Options(Configured):
     def solver(self, times: tf.Tensor) -> "Solver":
         """What the options stand for, for these times."""
         solver = self._solver
-        if solver.controller.adaptive and (times.shape[0] or 0) - 1 > solver.max_steps:
+        if times.shape[0] != 2 and self._interpolates(solver):
+            solver = dataclasses.replace(
+                solver, method=solver.method.with_interpolant(), interpolates=True
+            )
+        elif solver.controller.adaptive and (times.shape[0] or 0) - 1 > solver.max_steps:
             raise ValueError(
                 "`max_steps` must be at least the number of intervals of `t`: a step ends at each "
                 "entry. Increase `max_steps`, or ask for fewer entries of `t`. "
@@ -146,6 +161,17 @@ class Options(Configured):
             if gradient is solver.gradient
             else dataclasses.replace(solver, gradient=gradient)
         )
+
+    def _interpolates(self, solver):
+        if self.outputs == "step" or not solver.controller.adaptive:
+            return False
+        if self.outputs == "interpolate":
+            return True
+        try:
+            method = solver.method.with_interpolant()
+        except ValueError:
+            return False
+        return method.dense_order >= method.order - 1
 
     def _controller_for(self, method):
         controller, num_steps, step_size = self.controller, self.num_steps, self.step_size
@@ -190,6 +216,7 @@ class Solver:
     min_step: Any
     max_steps: int
     gradient: Gradient
+    interpolates: bool
 
     def at_precision(self, ys: list) -> "Solver":
         """The solver for a state; with a warning where `rtol` is below its precision."""
@@ -241,7 +268,7 @@ class Solver:
         """The identity of all but `numbers`."""
         others = {k: v for k, v in vars(self.controller).items() if k not in self._inputs}
         return (
-            self.method, self.first_step is None, self.max_steps, self.gradient,
+            self.method, self.first_step is None, self.max_steps, self.gradient, self.interpolates,
             type(self.controller), Contents(others).key,
         )  # fmt: skip
 

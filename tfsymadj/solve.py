@@ -163,7 +163,8 @@ def _solve(dynamics, state, times, args, solver: Solver, way, num_steps=None, ca
     problem = Problem(
         dynamics=close(function, ys, owner=dynamics(), caller=caller),
         ys=ys,
-        stops=times,
+        stops=tf.stack([times[0], times[-1]]) if solver.interpolates else times,
+        between=times if solver.interpolates else None,
         method=solver.method,
         controller=solver.controller,
         max_steps=steps if known else solver.max_steps,

@@ -28,7 +28,7 @@ class Backprop(Gradient):
 
 def _fail_gradients(ys, status, problem):
     """`ys`; if the solve failed, every gradient that passes through them becomes NaN."""
-    inputs = [*problem.ys, problem.stops, *problem.dynamics.captured]
+    inputs = [*problem.ys, *problem.all_times, *problem.dynamics.captured]
 
     def backward(cotangents):
         return poison([*cotangents, *(tf.zeros_like(x) for x in inputs)], status)

@@ -97,7 +97,8 @@ class ContinuousAdjoint(Recomputing):
         return method, controller.for_method(method)
 
     def backward(self, problem, recording, outcome, cotangents):
-        dynamics, stops = problem.dynamics, problem.stops
+        dynamics, ts = problem.dynamics, problem.output_times
+        count = tf.size(ts) if ts.shape[0] is None else ts.shape[0]
         inputs = Sources(problem.ys, dynamics.captured, dynamics.variables, [])
         targets = [*inputs.captured, *inputs.variables]
         method, controller = self._solver(problem, len(targets))
@@ -106,12 +107,12 @@ class ContinuousAdjoint(Recomputing):
         def at(m, xs):
             return [tf.ensure_shape(x[m], y.shape) for x, y in zip(xs, problem.ys)]
 
-        def interval(m, adjoints, gradients, d_stops, status):
+        def interval(m, adjoints, gradients, d_ts, status):
             ys, arriving = at(m, outcome.ys), at(m, cotangents)
             if problem.with_time:
-                d_stops += inner(arriving, dynamics(stops[m], ys)) * one_hot(m)
+                d_ts += inner(arriving, dynamics(ts[m], ys)) * one_hot(m)
             adjoints = [a + g for a, g in zip(adjoints, arriving)]
-            times = tf.stack([stops[m], stops[m - 1]])
+            times = tf.stack([ts[m], ts[m - 1]])
             steps = controller.num_steps(times)
             known = steps is not None
             part = integrate(
@@ -120,6 +121,7 @@ class ContinuousAdjoint(Recomputing):
                     dynamics=system,
                     ys=[*ys, *adjoints, *gradients],
                     stops=times,
+                    between=None,
                     method=method,
                     controller=controller,
                     max_steps=steps if known else problem.max_steps,
@@ -129,30 +131,31 @@ class ContinuousAdjoint(Recomputing):
             )
             end = system.split([x[1] for x in part.ys])
             status = tf.where(is_success(status), part.status, status)
-            return m - 1, end.adjoints, end.gradients, d_stops, status
+            return m - 1, end.adjoints, end.gradients, d_ts, status
 
         def one_hot(m):
-            return tf.one_hot(m, problem.num_stops, dtype=tf.float64)
+            return tf.one_hot(m, count, dtype=tf.float64)
 
-        _, adjoints, gradients, d_stops, status = tf.while_loop(
+        _, adjoints, gradients, d_ts, status = tf.while_loop(
             lambda m, *_: m > 0,
             interval,
             (
-                tf.convert_to_tensor(problem.num_stops - 1),
+                tf.convert_to_tensor(count - 1),
                 [tf.zeros_like(y) for y in problem.ys],
                 [tf.ensure_shape(accumulator(x), x.shape) for x in targets],
-                tf.zeros([problem.num_stops], tf.float64),
+                tf.zeros([count], tf.float64),
                 tf.constant(int(Status.SUCCESS)),
             ),
             parallel_iterations=1,
             name="intervals",
         )
         if problem.with_time:
-            d_stops -= inner(adjoints, dynamics(stops[0], problem.ys)) * one_hot(0)
+            d_ts -= inner(adjoints, dynamics(ts[0], problem.ys)) * one_hot(0)
         adjoints = [a + g for a, g in zip(adjoints, at(0, cotangents))]
         gradients = [tf.cast(g, x.dtype) for g, x in zip(gradients, targets)]
         found = tf.nest.pack_sequence_as(inputs, [*adjoints, *gradients])
-        found = poison(found._replace(times=[d_stops] if problem.with_time else []), status)
+        times = [*(tf.zeros_like(x) for x in problem.all_times[:-1]), d_ts]
+        found = poison(found._replace(times=times if problem.with_time else []), status)
         return tf.nest.pack_sequence_as(found, _once(tf.nest.flatten(found)))
 
     def backward_evaluations(self, problem, recording, outcome):

@@ -51,11 +51,11 @@ class Recomputing(Gradient):
             with tf.name_scope(type(self).__name__):
                 found = self.backward(problem, recording, outcome, cotangents)
             # TensorFlow wants one for each input.
-            found = found._replace(times=found.times or [None])
+            found = found._replace(times=found.times or [None] * len(problem.all_times))
             found = tf.nest.flatten(poison(found, outcome.status))
             return _refuse_changes(dynamics, snapshot, found) if snapshot else found
 
-        inputs = Sources(problem.ys, dynamics.captured, dynamics.variables, [problem.stops])
+        inputs = Sources(problem.ys, dynamics.captured, dynamics.variables, problem.all_times)
         ys = _platform.with_gradient(outcome.ys, tf.nest.flatten(inputs), backward)
         planned = self.backward_evaluations(problem, recording, outcome)
         stats = outcome.stats._replace(num_backward_evaluations=planned)

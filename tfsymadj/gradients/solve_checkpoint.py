@@ -26,8 +26,8 @@ class SolveCheckpoint(Recomputing):
     def backward(self, problem, recording, outcome, cotangents):
         dynamics = problem.dynamics
 
-        def repeat(_, ys, stops, *__):
-            here = dataclasses.replace(problem, ys=ys, stops=stops)
+        def repeat(_, ys, times, *__):
+            here = dataclasses.replace(problem, ys=ys).at_times(times)
             sources = dynamics.sources(ys, here.times)
             with dynamics.substituted():
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -36,7 +36,7 @@ class SolveCheckpoint(Recomputing):
                 found = tape.gradient(outputs, sources, cotangents)
             inputs = sources._replace(variables=dynamics.variables)
             found = tf.nest.map_structure(_gradient_of, found, inputs)
-            (dts,) = found.times or [tf.zeros_like(stops)]
+            dts = found.times or [tf.zeros_like(x) for x in times]
             return tf.constant(False), found.ys, dts, found.captured, found.variables
 
         # A loop of one pass: it starts when the cotangents are there, or all solves of a model
@@ -47,14 +47,14 @@ class SolveCheckpoint(Recomputing):
             (
                 tf.constant(True),
                 after([g[-1] for g in cotangents], problem.ys),
-                problem.stops,
+                problem.all_times,
                 [tf.zeros_like(x) for x in dynamics.captured],
                 [tf.zeros_like(tf.convert_to_tensor(x)) for x in dynamics.variables],
             ),
             maximum_iterations=1,
             name="repeat",
         )
-        return Sources(dys, captured, variables, [dts] if problem.with_time else [])
+        return Sources(dys, captured, variables, dts if problem.with_time else [])
 
     def backward_evaluations(self, problem, recording, outcome):
         return outcome.stats.num_evaluations

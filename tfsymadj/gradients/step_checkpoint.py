@@ -28,4 +28,5 @@ class StepCheckpoint(Recomputing):
         return TapeSweep(problem, recording, outcome, cotangents).run()
 
     def backward_evaluations(self, problem, recording, outcome):
-        return outcome.stats.num_accepted * tf.constant(problem.method.evaluations)
+        evaluations = outcome.stats.num_accepted * tf.constant(problem.method.evaluations)
+        return evaluations if problem.between is None else evaluations + 1

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import accumulator, after, compensated_sum
+from tfsymadj.arithmetic import accumulator, add, add_terms, after, compensated_sum, inner
 from tfsymadj.checkpoints.store import RingOfStages, StageLists
 from tfsymadj.dynamics.closing import Sources
-from tfsymadj.loop.outputs import StopOutputs
+from tfsymadj.loop.outputs import outputs_of
 
 
 class _Adjoint(NamedTuple):
@@ -15,6 +15,7 @@ class _Adjoint(NamedTuple):
 
     totals: Sources  # lambda, the gradients of what the dynamics read, and of the stops
     lows: Sources  # of `totals`, but for the stops: see `arithmetic.compensated_sum`
+    inside: list  # `StepCotangents` of the next step, where outputs lie inside of steps
 
 
 class Sweep:
@@ -33,22 +34,31 @@ class Sweep:
         self._live = [problem.ys[i] for i in problem.dynamics.live]
         # The FSAL row and the error estimate are of no use to the derivative.
         self._method = problem.method.without_error()
-        self._outputs = StopOutputs(problem.num_stops)
+        self._outputs = outputs_of(problem)
         self._recording = recording
-        self._grid, self._kept = outcome.record
+        self._grid, self._kept, rates = outcome.record
         self._accepted = outcome.stats.num_accepted
         self._cotangents = cotangents
+        self._rates = None  # gradients for the times of outputs inside of steps
+        if self._outputs.interpolates:
+            self._end = [y[-1] for y in outcome.ys]
+            self._rates = self._outputs.rates(cotangents, rates)
+            direction = tf.sign(problem.stops[1] - problem.stops[0])
+            self._firsts = self._outputs.firsts(self._grid.t, direction)
 
     def run(self):
         """The gradients, `Sources`."""
         problem, dynamics = self._problem, self._dynamics
         last = self._outputs.last_cotangents(self._cotangents)
         sums = Sources(last, dynamics.captured, dynamics.variables, [])
-        stops = [tf.zeros([problem.num_stops], tf.float64) for _ in problem.times]
+        stops = [tf.zeros([problem.num_stops], tf.float64)] if problem.with_time else []
         state = _Adjoint(
             totals=tf.nest.map_structure(accumulator, sums)._replace(ys=last, times=stops),
             lows=tf.nest.map_structure(accumulator, sums),
+            inside=[],
         )
+        if self._outputs.interpolates:
+            state = self._from_the_end(state)
         first = self._recording.num_recomputed(self._accepted)
         if self._recording.keeps_stages:
             stages = RingOfStages(self._recording.ring)
@@ -64,7 +74,10 @@ class Sweep:
             [a + g[0] for a, g in zip(totals.ys, self._cotangents)],
             in_dtype_of(dynamics.captured, totals.captured),
             in_dtype_of(dynamics.variables, totals.variables),
-            totals.times,
+            [
+                *totals.times,
+                *([self._rates] if self._outputs.interpolates and totals.times else []),
+            ],
         )
 
     def _segments(self, steps, state):
@@ -187,14 +200,57 @@ class Sweep:
         adjoints = self._outputs.add_cotangents(
             totals.ys, self._cotangents, grid.interval_of(n), grid.hits_end[n]
         )
+        slopes, before = None, []
+        if state.inside:
+            before = [self._inside(n - 1)]
+            slopes = state.inside[0].of_stages(before[0].last)
         sums = rule(
-            self._dynamics, grid.t[n], grid.h[n], start, adjoints, state.lows, problem.with_time
-        )
+            self._dynamics, grid.t[n], grid.h[n], start, adjoints, state.lows, problem.with_time,
+            slopes,
+        )  # fmt: skip
+        times = sums.times
+        if state.inside:
+            (here,) = state.inside
+            sums = sums._replace(ys=add(sums.ys, here.ys))
+            if problem.with_time:
+                time, size, product = times
+                times = [time + here.start, size + here.step]
+                # The last slope of the step before is this one's first, but goes with its size.
+                earlier = before[0].step + product / grid.h[tf.maximum(n - 1, 0)]
+                before = [before[0]._replace(step=earlier)]
         totals, lows = compensated_sum(
             totals._replace(ys=adjoints, times=[]), sums._replace(times=[])
         )
-        stops = [grid.to_stops(g, n, *sums.times) for g in state.totals.times]
-        return _Adjoint(totals._replace(times=stops), lows)
+        stops = [grid.to_stops(g, n, *times) for g in state.totals.times]
+        return _Adjoint(totals._replace(times=stops), lows, before)
+
+    def _inside(self, n):
+        """`StepCotangents` of step n; of none for n = -1."""
+        k, count = tf.maximum(n, 0), self._accepted
+        last = tf.size(self._problem.output_times) - 1
+        begin = self._firsts[k]
+        end = tf.where(n < count - 1, self._firsts[tf.minimum(k + 1, count - 1)], last)
+        end = tf.where(n < 0, begin, end)
+        return self._outputs.cotangents_of(
+            self._grid.t[k], self._grid.h[k], begin, end, self._cotangents, self._rates
+        )
+
+    def _from_the_end(self, state):
+        """The state before the last step, whose last slope no other step has as its first."""
+        n = self._accepted - 1
+        here, h = self._inside(n), self._grid.h[tf.maximum(n, 0)]
+        with_time = self._problem.with_time
+        found, slopes = self._dynamics.vjp(
+            self._problem.stops[-1], self._end, here.last, with_values=with_time
+        )
+        if with_time:
+            (dt,) = found.times
+            dt = tf.zeros([], tf.float64) if dt is None else dt
+            size = here.step + dt + inner(here.last, slopes) / h
+            here = here._replace(start=here.start + dt, step=size)
+        lows = add_terms(state.lows, found._replace(times=[]))
+        totals, lows = compensated_sum(state.totals._replace(times=[]), lows)
+        return _Adjoint(totals._replace(times=state.totals.times), lows, [here])
 
 
 def _static(n):

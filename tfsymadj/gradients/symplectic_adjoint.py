@@ -100,7 +100,10 @@ class SymplecticAdjoint(Recomputing):
     def backward_evaluations(self, problem, recording, outcome):
         method, accepted = problem.method.without_error(), outcome.stats.num_accepted
         again = recording.num_recomputed(accepted) + recording.num_advanced(accepted)
-        return accepted * method.adjoint_evaluations + again * method.evaluations
+        adjoint = accepted * method.adjoint_evaluations
+        if problem.between is not None:  # all stages may count, and the last step's end
+            adjoint = accepted * method.stages + 1
+        return adjoint + again * method.evaluations
 
 
 def _stride(n, s):

@@ -9,7 +9,7 @@ from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.checkpoints.store import Kept, Store
 from tfsymadj.loop import grid
 from tfsymadj.loop.failures import finite, first_failure, is_success, monotonic
-from tfsymadj.loop.outputs import StopOutputs
+from tfsymadj.loop.outputs import Taken, outputs_of
 from tfsymadj.loop.problem import Outcome, Problem, Record
 from tfsymadj.solution import Stats, Status
 from tfsymadj.steps.first_step import automatic_first_step, given_first_step
@@ -46,7 +46,7 @@ class _Carry(NamedTuple):
     reached: tf.Tensor  # the last interval entered and the time, while all was well
     time: tf.Tensor
     moved: tf.Tensor  # whether the last step was accepted: `ys` is new
-    outputs: list  # of `StopOutputs`
+    outputs: list  # see `outputs`
     grid: list  # of one tensor list
     kept: Kept
 
@@ -74,7 +74,7 @@ class _Loop:
     def __init__(self, problem, recording):
         self._problem = problem
         self._adaptive = problem.controller.adaptive
-        self._outputs = StopOutputs(problem.num_stops)
+        self._outputs = outputs_of(problem)
         self._recording = recording
         self._live = [] if recording is None else problem.dynamics.live
         self._store = Store(recording or Recording(stride=1, rows=0), problem.method.stages)
@@ -206,7 +206,9 @@ class _Loop:
             reached=tf.where(well, interval, c.reached),
             time=tf.where(well, t, c.time),
             moved=accepted,
-            outputs=self._outputs.write(c.outputs, c.interval, ys),
+            outputs=self._outputs.write(
+                c.outputs, Taken(accepted, c.interval, c.t, c.ys, proposal, step.slopes, ys)
+            ),
             grid=[grid.write(rows, c.accepted, c.t, c.interval, proposal) for rows in c.grid],
             kept=self._store.with_stages(kept, c.accepted, stages),
         )
@@ -219,8 +221,12 @@ class _Loop:
         failed = tf.logical_not(is_success(status))
         each = problem.method.evaluations
         counted = c.evaluations[0] if each is None else c.attempts * each
+        outputs, rates = self._outputs.read(c.outputs, problem.ys, c.ys, failed, c.reached)
+        kept = None
+        if self._recording is not None:
+            kept = Record(grid.read(c.grid[0]), c.kept, rates)
         return Outcome(
-            ys=self._outputs.read(c.outputs, problem.ys, c.ys, failed, c.reached),
+            ys=outputs,
             status=status,
             # An output of the loop that had a gradient would make TensorFlow keep all of the loop.
             time=tf.stop_gradient(c.time),
@@ -231,5 +237,5 @@ class _Loop:
                 num_evaluations=counted + evaluations,
                 num_backward_evaluations=tf.zeros([], tf.int32),
             ),
-            record=None if self._recording is None else Record(grid.read(c.grid[0]), c.kept),
+            record=kept,
         )

@@ -1,9 +1,64 @@
 """The states that a solve returns: written by the loop, read by the backward sweep."""
 
+from typing import Any, NamedTuple
+
+import numpy as np
 import tensorflow as tf
 
+from tfsymadj.arithmetic import inner
 from tfsymadj.checkpoints import buffers
 from tfsymadj.loop.failures import nan_where
+from tfsymadj.methods.method import SlopeCotangents
+
+#: Outputs inside of steps are computed so many at a time, but not more than so many numbers.
+_BLOCK, _BLOCK_NUMBERS = 16, 2**16
+
+
+class Taken(NamedTuple):
+    """A step that was tried.
+
+    Attributes:
+        accepted: whether it was taken.
+        interval: index of the stop before it.
+        t: time before it.
+        ys: the state before it.
+        proposal: `Proposal`.
+        slopes: of the method's `Step`.
+        ends: the state after it.
+    """
+
+    accepted: tf.Tensor
+    interval: tf.Tensor
+    t: tf.Tensor
+    ys: list
+    proposal: Any
+    slopes: list
+    ends: list
+
+
+class StepCotangents(NamedTuple):
+    """What the outputs inside of a step add to its adjoint.
+
+    Attributes:
+        slopes: list of tensors `[slopes, ...]`: h sum_q b_i(theta_q) g_q.
+        ys: the sum of their cotangents, of the state before the step.
+        start: gradient for the time before the step, through theta.
+        step: likewise for its size.
+    """
+
+    slopes: list
+    ys: list
+    start: tf.Tensor
+    step: tf.Tensor
+
+    def of_stages(self, first):
+        """`SlopeCotangents`, beside the cotangents of the first slope as a last one."""
+        return SlopeCotangents([x[:-1] for x in self.slopes], first)
+
+    @property
+    def last(self):
+        """The cotangents of the last slope."""
+        return [x[-1] for x in self.slopes]
 
 
 class StopOutputs:
@@ -13,6 +68,9 @@ class StopOutputs:
         num_stops: int, or int32 scalar.
     """
 
+    #: Whether outputs lie inside of steps.
+    interpolates = False
+
     def __init__(self, num_stops):
         self._num_stops = num_stops
         self._static = num_stops if isinstance(num_stops, int) else None
@@ -20,17 +78,18 @@ class StopOutputs:
         self._only_end = self._static == 2
 
     def reserve(self, ys0):
-        """The rows for the loop to write to."""
+        """What the loop carries of them, a list."""
         if self._only_end:
             return []
         return [buffers.set_row(buffers.reserve_rows(self._num_stops, y), 0, y) for y in ys0]
 
-    def write(self, rows, interval, ends):
+    def write(self, rows, taken):
         """`rows` with the end of a step; overwritten by the later steps of the same interval."""
+        interval, ends = taken.interval, taken.ends
         return [buffers.set_row(r, interval + 1, y) for r, y in zip(rows, ends)]
 
     def read(self, rows, ys0, ys, failed, reached):
-        """The stacked states.
+        """The stacked states, and what `cotangents` needs besides, a list.
 
         Args:
             rows: what was written.
@@ -44,7 +103,7 @@ class StopOutputs:
         else:
             outputs = [buffers.stack_rows(r, y, self._static) for r, y in zip(rows, ys0)]
         lost = tf.logical_and(failed, tf.range(self._num_stops) > reached)
-        return [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
+        return [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs], []
 
     def last_cotangents(self, cotangents):
         """The adjoint that the backward sweep begins with."""
@@ -59,3 +118,205 @@ class StopOutputs:
             a + tf.where(ends, g[interval + 1], tf.zeros([], g.dtype))
             for a, g in zip(adjoints, cotangents)
         ]
+
+
+class InterpolatedOutputs:
+    """The states at given times, by the method's continuous extension; stops are first and last.
+
+    Args:
+        method: `Method` with a continuous extension.
+        times: float64 vector, the first and the last one stops.
+        ys: the state, for its shapes.
+        with_rates: whether the solution's derivatives at these times are wanted, for a gradient for
+            the times.
+    """
+
+    interpolates = True
+
+    def __init__(self, method, times, ys, with_rates):
+        self._dense = method.dense
+        self._times = times
+        self._count = tf.size(times) if times.shape[0] is None else times.shape[0]
+        self._with_rates = with_rates
+        largest = max((y.shape.num_elements() or _BLOCK_NUMBERS // 8) for y in ys)
+        self._block = max(1, min(_BLOCK, _BLOCK_NUMBERS // max(largest, 1)))
+        self._num_blocks = -(-self._count // self._block)
+
+    def _weights(self, theta, powers):
+        """The polynomials b_i at theta, or their derivatives, `[times, slopes]`."""
+        degrees = np.arange(1, self._dense.shape[1] + 1)
+        values = [theta**k for k in range(self._dense.shape[1] + 1)]
+        if powers == "value":
+            columns = [values[k] for k in degrees]
+        else:
+            columns = [k * values[k - 1] for k in degrees]
+        return tf.matmul(tf.stack(columns, axis=1), tf.constant(self._dense.T))
+
+    def _combined(self, weights, stacked):
+        """`[times, slopes]` times `[slopes, ...]`."""
+        shape = tf.shape(stacked)
+        flat = tf.reshape(stacked, [self._dense.shape[0], -1])
+        product = tf.matmul(tf.cast(weights, flat.dtype), flat)
+        product = tf.reshape(product, tf.concat([[self._block], shape[1:]], 0))
+        return tf.ensure_shape(product, [self._block, *stacked.shape[1:]])
+
+    def _masked(self, mask, x):
+        return tf.reshape(mask, [-1, *[1] * (x.shape.rank - 1)])
+
+    def reserve(self, ys0):
+        like = [tf.zeros(tf.concat([[self._block], tf.shape(y)], 0), y.dtype) for y in ys0]
+        like = [tf.ensure_shape(x, [self._block, *y.shape]) for x, y in zip(like, ys0)]
+        count = 1 + self._with_rates
+        lists = [buffers.reserve_rows(self._num_blocks, x) for x in like * count]
+        # Blocks are read before they are written.
+        lists = [self._filled(r, x) for r, x in zip(lists, like * count)]
+        return [tf.ones([], tf.int32), *lists]
+
+    def _filled(self, rows, like):
+        _, rows = tf.while_loop(
+            lambda q, _: q < self._num_blocks,
+            lambda q, r: (q + 1, buffers.set_row(r, q, like)),
+            (0, rows),
+            maximum_iterations=self._num_blocks if isinstance(self._num_blocks, int) else None,
+            name="fill",
+        )
+        return rows
+
+    def write(self, held, taken):
+        """`held` with the outputs inside of a step that was accepted."""
+        m, *lists = held
+        t, h, end = taken.t, taken.proposal.step, taken.proposal.end
+        direction, block, last = tf.sign(h), self._block, self._count - 1
+        size = len(taken.ys)
+
+        def inside(times):
+            return (times - end) * direction <= 0.0
+
+        def unfinished(m, lists):
+            ahead = tf.logical_and(taken.accepted, m < last)
+            return tf.logical_and(ahead, inside(self._times[tf.minimum(m, last)]))
+
+        def one_block(m, lists):
+            q = m // block
+            ids = q * block + tf.range(block)
+            times = tf.gather(self._times, tf.minimum(ids, last))
+            mask = tf.logical_and(tf.logical_and(ids >= m, ids < last), inside(times))
+            theta = tf.where(mask, (times - t) / h, tf.zeros_like(times))
+            new = []
+            for powers in ("value", "rate")[: 1 + self._with_rates]:
+                weights = self._weights(theta, powers)
+                weights = h * weights if powers == "value" else weights
+                for i, y in enumerate(taken.ys):
+                    x = self._combined(weights, tf.stack([slope[i] for slope in taken.slopes]))
+                    new.append(y + x if powers == "value" else x)
+            like = new[:size] * (1 + self._with_rates)
+            old = [buffers.get_row(r, q, x) for r, x in zip(lists, like)]
+            new = [tf.where(self._masked(mask, x), x, y) for x, y in zip(new, old)]
+            lists = [buffers.set_row(r, q, x) for r, x in zip(lists, new)]
+            return m + tf.reduce_sum(tf.cast(mask, tf.int32)), lists
+
+        m, lists = tf.while_loop(
+            unfinished,
+            one_block,
+            (m, lists),
+            parallel_iterations=1,
+            maximum_iterations=self._num_blocks + 1 if isinstance(self._num_blocks, int) else None,
+            name="outputs",
+        )
+        return [m, *lists]
+
+    def read(self, held, ys0, ys, failed, reached):
+        m, *lists = held
+        size, count = len(ys0), self._count
+        static = count if isinstance(count, int) else None
+        stacked = []
+        for r, y in zip(lists, [*ys0, *ys0]):
+            like = tf.zeros(tf.concat([[self._block], tf.shape(y)], 0), y.dtype)
+            like = tf.ensure_shape(like, [self._block, *y.shape])
+            x = buffers.stack_rows(r, like)
+            x = tf.reshape(x, tf.concat([[-1], tf.shape(y)], 0))[:count]
+            stacked.append(tf.ensure_shape(x, [static, *y.shape]))
+        outputs = [
+            tf.ensure_shape(tf.concat([[y0], x[1:-1], [y]], 0), x.shape)
+            for x, y0, y in zip(stacked[:size], ys0, ys)
+        ]
+        lost = tf.logical_and(failed, tf.range(count) >= m)
+        outputs = [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
+        return outputs, stacked[size:]
+
+    def last_cotangents(self, cotangents):
+        return [g[-1] for g in cotangents]
+
+    def add_cotangents(self, adjoints, cotangents, interval, hits_end):
+        return adjoints
+
+    def rates(self, cotangents, rates):
+        """Gradients for the output times, but the first and the last, float64 `[count]`."""
+        total = tf.zeros([self._count], tf.float64)
+        for g, x in zip(cotangents, rates):
+            total += inner([g], [x], lanes=1)
+        ids = tf.range(self._count)
+        interior = tf.logical_and(ids > 0, ids < self._count - 1)
+        return tf.where(interior, total, tf.zeros_like(total))
+
+    def firsts(self, ts, direction):
+        """For each of several times the first output after it."""
+        count = tf.searchsorted(self._times * direction, ts * direction, side="right")
+        return tf.clip_by_value(count, 1, self._count - 1)
+
+    def cotangents_of(self, t, h, begin, end, cotangents, rates):
+        """`StepCotangents` of the outputs from `begin` to before `end`, which lie in one step.
+
+        Args:
+            t: time before the step.
+            h: the step.
+            begin: int32 scalar.
+            end: likewise.
+            cotangents: list of tensors `[count, ...]`.
+            rates: of `rates`.
+        """
+        slopes = self._dense.shape[0]
+
+        def one_block(m, found):
+            ids = m + tf.range(self._block)
+            mask = ids < end
+            ids = tf.minimum(ids, self._count - 1)
+            theta = (tf.gather(self._times, ids) - t) / h
+            theta = tf.where(mask, theta, tf.zeros_like(theta))
+            weights = tf.transpose(h * self._weights(theta, "value"))
+            sums, totals = [], []
+            for g, s, total in zip(cotangents, found.slopes, found.ys):
+                g = tf.gather(g, ids)
+                g = tf.where(self._masked(mask, g), g, tf.zeros([], g.dtype))
+                flat = tf.reshape(g, [self._block, -1])
+                s += tf.reshape(tf.matmul(tf.cast(weights, g.dtype), flat), tf.shape(s))
+                sums.append(s)
+                totals.append(total + tf.reduce_sum(g, 0))
+            rate = tf.where(mask, tf.gather(rates, ids), tf.zeros([], tf.float64))
+            start = found.start - tf.reduce_sum(rate)
+            step = found.step - tf.reduce_sum(theta * rate)
+            return m + self._block, StepCotangents(sums, totals, start, step)
+
+        like = [g[0] for g in cotangents]
+        nothing = StepCotangents(
+            [tf.zeros_like(tf.stack([g] * slopes)) for g in like],
+            [tf.zeros_like(g) for g in like],
+            tf.zeros([], tf.float64),
+            tf.zeros([], tf.float64),
+        )
+        _, found = tf.while_loop(
+            lambda m, _: m < end,
+            one_block,
+            (begin, nothing),
+            parallel_iterations=1,
+            maximum_iterations=self._num_blocks + 1 if isinstance(self._num_blocks, int) else None,
+            name="outputs",
+        )
+        return found
+
+
+def outputs_of(problem):
+    """How a problem's outputs are made."""
+    if problem.between is None:
+        return StopOutputs(problem.num_stops)
+    return InterpolatedOutputs(problem.method, problem.between, problem.ys, problem.with_time)

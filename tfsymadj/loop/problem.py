@@ -28,7 +28,9 @@ class Problem:
         known_length: whether exactly `max_steps` steps are taken.
         first_step: float64 scalar or None for an automatic one.
         min_step: float.
-        with_time: whether `stops` may need a gradient.
+        with_time: whether `stops` and `between` may need a gradient.
+        between: float64 vector of the times of the outputs, from the first to the last of two
+            stops, where the others are interpolated; None: the outputs are the stops.
     """
 
     dynamics: ClosedDynamics
@@ -41,6 +43,7 @@ class Problem:
     first_step: Any
     min_step: float
     with_time: bool
+    between: tf.Tensor | None = None
 
     @property
     def num_stops(self) -> Any:
@@ -54,8 +57,23 @@ class Problem:
 
     @property
     def times(self) -> list:
-        """`stops` in a list, if it may need a gradient."""
-        return [self.stops] if self.with_time else []
+        """The times of all kinds that may need a gradient."""
+        return self.all_times if self.with_time else []
+
+    @property
+    def all_times(self) -> list:
+        """The times of all kinds: `stops`, and `between` if there are any."""
+        return [self.stops] if self.between is None else [self.stops, self.between]
+
+    @property
+    def output_times(self) -> tf.Tensor:
+        """The times of the outputs."""
+        return self.all_times[-1]
+
+    def at_times(self, times: list) -> "Problem":
+        """The problem with `all_times` replaced."""
+        stops, *others = times
+        return dataclasses.replace(self, stops=stops, between=others[0] if others else None)
 
 
 class Record(NamedTuple):
@@ -64,10 +82,12 @@ class Record(NamedTuple):
     Attributes:
         grid: `Grid`.
         kept: `Kept`.
+        rates: the derivatives of the solution at the outputs, where they are needed.
     """
 
     grid: Grid
     kept: Kept
+    rates: list
 
 
 class Outcome(NamedTuple):

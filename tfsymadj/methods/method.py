@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add_terms
+from tfsymadj.arithmetic import add, add_terms, inner
 from tfsymadj.dynamics.closing import ClosedDynamics, Sources
 
 #: `(t, ys) -> dys` over lists of tensors.
@@ -33,6 +34,18 @@ class Step(NamedTuple):
     evaluations: Any
 
 
+class SlopeCotangents(NamedTuple):
+    """Cotangents of the slopes of a step besides those that its end gives: of outputs inside of it.
+
+    Attributes:
+        own: list of tensors `[stages, ...]`, proportional to the step's size.
+        first: list of tensors, of the first slope as the last one of the step before.
+    """
+
+    own: list
+    first: list
+
+
 class Method:
     """How one step is taken; a new family of methods is a class derived from this one.
 
@@ -48,6 +61,9 @@ class Method:
             None if they differ from step to step, which then count them.
         adjoint_evaluations: taped evaluations in the adjoint of a step.
         fsal: whether the last slope is the first one of the next step.
+        dense: the continuous extension, an array `(slopes, powers)` of the coefficients of theta,
+            theta^2, ...; None without. The last slope is that of a FSAL method.
+        dense_order: its order, or None.
     """
 
     name: str
@@ -57,11 +73,24 @@ class Method:
     evaluations: int | None
     adjoint_evaluations: int
     fsal: bool = False
+    dense: np.ndarray | None = None
+    dense_order: int | None = None
 
     @property
     def adaptive(self) -> bool:
         """Whether there is an error estimate to choose step sizes with."""
         return self.embedded_order is not None
+
+    def with_interpolant(self) -> "Method":
+        """The same method with a continuous extension.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        raise ValueError(
+            "`outputs` must be 'step' with a method that has no continuous extension. "
+            f"Received: method={self.name!r}"
+        )
 
     def without_error(self) -> "Method":
         """The same method for steps of given sizes, for recomputation and for the adjoint."""
@@ -90,6 +119,7 @@ class Method:
         adjoints: list,
         sums: Sources,
         with_time: bool = False,
+        slopes: SlopeCotangents | None = None,
     ) -> Sources:
         """The derivative of a step from its stage values, a stage at a time.
 
@@ -101,11 +131,12 @@ class Method:
             adjoints: lambda_{n+1}, list of tensors.
             sums: what the gradients are added to; without `times`.
             with_time: whether the gradients for `t` and `h` are wanted.
+            slopes: `SlopeCotangents`, where outputs lie inside of steps.
 
         Returns:
             `sums` plus lambda_n - lambda_{n+1} and the gradients of the captured inputs and the
             variables; `times` holds the gradients for `t`, at fixed h, and for `h`, if they are
-            wanted.
+            wanted, and with `slopes` the inner product of `slopes.first` and the first slope.
         """
         raise NotImplementedError
 
@@ -118,16 +149,26 @@ class Method:
         adjoints: list,
         sums: Sources,
         with_time: bool = False,
+        slopes: SlopeCotangents | None = None,
     ) -> Sources:
         """`adjoint` by back-propagation, from the state before the step: all stages on one tape."""
         sources = dynamics.sources(ys, [t, h] if with_time else [])
         with dynamics.substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
-                increments = self.step(dynamics, t, h, ys).increments
-            found = tape.gradient(increments, sources, output_gradients=adjoints)
+                step = self.step(dynamics, t, h, ys)
+            targets, cotangents = [step.increments], [adjoints]
+            if slopes is not None:
+                targets += step.slopes
+                own = [tf.unstack(x, self.stages) for x in slopes.own]
+                own = [list(x) for x in zip(*own)]
+                cotangents += [add(own[0], slopes.first), *own[1:]]
+            found = tape.gradient(targets, sources, output_gradients=cotangents)
         times = found.times
         if with_time:
-            start, step = times
-            times = [tf.zeros_like(h) if start is None else start, step]
+            start, size = times
+            times = [tf.zeros_like(h) if start is None else start, size]
+            if slopes is not None:
+                explicit = [inner(x, k) / h for x, k in zip(own, step.slopes)]
+                times = [times[0], tf.add_n([size, *explicit]), inner(slopes.first, step.slopes[0])]
         return add_terms(sums, found._replace(times=[]))._replace(times=times)

@@ -100,6 +100,36 @@ def first_violation(a_matrix, b_vector, order):
     return None
 
 
+def first_dense_violation(a_matrix, dense, order):
+    """The first order condition of a continuous extension that doesn't hold, in words, or None.
+
+    The weights b(theta) have to meet b(theta) @ weights(tree) = theta^n / density(tree) for each
+    tree of n vertices: as polynomials, so each power of theta for itself (Hairer, Norsett, Wanner,
+    section II.6).
+
+    Args:
+        a_matrix: square array of the coefficients a_ij.
+        dense: array `(rows, powers)` of the coefficients of theta, theta^2, ...
+        order: the highest order whose conditions are checked.
+    """
+    weights = _StageWeights(a_matrix)
+    for n in range(1, order + 1):
+        for tree in rooted_trees(n):
+            terms = dense * weights(tree)[:, np.newaxis]
+            expected = np.zeros(max(dense.shape[1], n))
+            expected[n - 1] = 1.0 / density(tree)
+            sums = np.zeros_like(expected)
+            sums[: dense.shape[1]] = terms.sum(0)
+            worst = np.argmax(np.abs(sums - expected))
+            scale = np.abs(terms).sum(0).max()
+            if not abs(sums[worst] - expected[worst]) <= TOLERANCE * max(1.0, scale):
+                return (
+                    f"the condition {_formula(tree)} = theta^{n} / {density(tree)} is violated by "
+                    f"{sums[worst] - expected[worst]:.3g} theta^{worst + 1}"
+                )
+    return None
+
+
 class _StageWeights:
     """The vector of a tree's elementary weights over the stages; those of subtrees are kept."""
 

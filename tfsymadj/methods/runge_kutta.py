@@ -27,7 +27,15 @@ class ExplicitRungeKutta(Method):
     stages = property(lambda self: self.tableau.stages)
     evaluations = property(lambda self: self.tableau.stages)
     adjoint_evaluations = property(lambda self: sum(self.tableau.active_stages))
+    dense_order = property(lambda self: self.tableau.dense_order)
     fsal = property(lambda self: self.tableau.fsal)
+
+    @property
+    def dense(self):
+        return None if self.tableau.dense is None else np.array(self.tableau.dense)
+
+    def with_interpolant(self):
+        return ExplicitRungeKutta(self.tableau.with_interpolant())
 
     def without_error(self):
         return _without_error(self)
@@ -60,7 +68,7 @@ class ExplicitRungeKutta(Method):
             evaluations=tableau.num_rows - (first is not None),
         )
 
-    def adjoint(self, dynamics, t, h, stage, adjoints, sums, with_time=False):
+    def adjoint(self, dynamics, t, h, stage, adjoints, sums, with_time=False, slopes=None):
         """The symplectic partner of `step`, from lambda_{n+1} to lambda_n.
 
         In the variables w_i = b_i Lambda_i of Matsubara, Miyatake and Yaguchi (arXiv:2102.09750)
@@ -70,10 +78,12 @@ class ExplicitRungeKutta(Method):
             lambda_n = lambda_{n+1} + sum_i l_i.
 
         The stages are a loop, so that no more than one stage's activations and gradients are
-        alive, also under XLA, which would overlap what is written out.
+        alive, also under XLA, which would overlap what is written out. An output at theta inside of
+        the step adds h b_i(theta) times its cotangent to w_i: no further evaluation.
         """
         tableau, lanes = self.tableau, h.shape.rank
-        order = [i for i in reversed(range(tableau.num_rows)) if tableau.active_stages[i]]
+        active = tableau.active_stages if slopes is None else [True] * tableau.stages
+        order = [i for i in reversed(range(tableau.num_rows)) if active[i]]
         count = len(order)
         stages = tf.constant(order, tf.int32)
         nodes = np.array([tableau.c[i] for i in order])
@@ -82,20 +92,28 @@ class ExplicitRungeKutta(Method):
         coupling = factors(h, np.array(rows), adjoints)
         weights = factors(h, np.array([tableau.b[i] for i in order]), adjoints)
         weights = [w * y for w, y in zip(weights, adjoints)]
-        times = [tf.zeros_like(h)] * 2 if with_time else []
+        if slopes is not None:
+            weights = [w + tf.gather(x, stages) for w, x in zip(weights, slopes.own)]
+        times = [tf.zeros_like(h)] * (2 if slopes is None else 3) if with_time else []
 
         def body(k, cotangents, weights, sums, times):
+            first = None
+            if slopes is not None:  # the first stage is the last one here
+                first = [tf.cast(tf.equal(k, count - 1), x.dtype) * x for x in slopes.first]
             found, values = dynamics.vjp(
-                tf.gather(ts, k), stage(tf.gather(stages, k)), cotangents, with_values=with_time
+                tf.gather(ts, k),
+                stage(tf.gather(stages, k)),
+                cotangents if first is None else add(cotangents, first),
+                with_values=with_time,
             )
             weights = [w + tf.gather(c, k) * x for w, c, x in zip(weights, coupling, found.ys)]
             if with_time:
-                (dt,), (start, step) = found.times, times
+                (dt,), (start, step, *others) = found.times, times
                 dt = tf.zeros_like(h) if dt is None else dt
                 # Not a chain of additions: see `arithmetic`.
                 node = tf.gather(nodes, k)
                 step = step - (-node * dt - inner(cotangents, values, lanes) / h)
-                times = [start + dt, step]
+                times = [start + dt, step, *(x + inner(first, values, lanes) for x in others)]
             # Taken from the rows after, not before they are changed: so XLA changes them in place.
             later = tf.minimum(k + 1, count - 1)
             sums = add_terms(sums, found._replace(times=[]))

@@ -11,7 +11,8 @@ import numbers
 
 import numpy as np
 
-from tfsymadj.methods.order_conditions import TOLERANCE, first_violation
+from tfsymadj.methods.interpolation import hermite
+from tfsymadj.methods.order_conditions import TOLERANCE, first_dense_violation, first_violation
 
 _MAX_ORDER = 10
 
@@ -37,6 +38,10 @@ class ButcherTableau:
         b_error: `b` minus the weights of the embedded solution. Without it there is no error
             estimate, and the method takes steps of given sizes only.
         embedded_order: order of the embedded solution, by default `order - 1` (but at least 1).
+        dense: the continuous extension, y(t + theta h) = y + h sum_i b_i(theta) k_i: for each row
+            the coefficients of theta, theta^2, ... in b_i, whose sum is b_i. Without it solutions
+            inside of a step are cubic Hermite interpolations.
+        dense_order: order of the continuous extension, by default `order - 1` (but at least 1).
 
     Coefficients may be integers, floats or fractions; they are kept as floats.
 
@@ -63,6 +68,8 @@ class ButcherTableau:
     b: tuple
     b_error: tuple | None = None
     embedded_order: int | None = None
+    dense: tuple | None = None
+    dense_order: int | None = None
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -84,11 +91,22 @@ class ButcherTableau:
                 "`embedded_order` must not be given without `b_error`. "
                 f"Received: {self.embedded_order!r}"
             )
+        if self.dense is not None:
+            rows = enumerate(_as_items("dense", self.dense))
+            values["dense"] = tuple(_as_floats(f"dense[{i}]", row) for i, row in rows)
+            order = max(values["order"] - 1, 1) if self.dense_order is None else self.dense_order
+            values["dense_order"] = _as_order("dense_order", order)
+        elif self.dense_order is not None:
+            raise ValueError(
+                f"`dense_order` must not be given without `dense`. Received: {self.dense_order!r}"
+            )
         for field, value in values.items():
             object.__setattr__(self, field, value)
         self._check_shapes()
         self._check_rows()
         self._check_orders()
+        if self.dense is not None:
+            self._check_dense()
 
     def __repr__(self):
         orders = f"{self.order}({self.embedded_order})" if self.adaptive else f"{self.order}"
@@ -164,6 +182,35 @@ class ButcherTableau:
         """The error weights, a read-only float64 array `(num_rows,)`, or None."""
         return _read_only(np.array(self.b_error)) if self.adaptive else None
 
+    def with_interpolant(self):
+        """The same method with a continuous extension, and a FSAL row, which that needs.
+
+        The row is the next step's first evaluation, so that it costs none. It is made once.
+        """
+        return self._with_interpolant
+
+    @functools.cached_property
+    def _with_interpolant(self):
+        if self.dense is not None and self.fsal:
+            return self
+        if self.dense is not None:
+            raise ValueError(
+                f"`dense` needs a FSAL row. Received: the method {self.name!r}, which has none"
+            )
+        extended = self if self.fsal else self._with_fsal_row()
+        return dataclasses.replace(
+            extended, dense=hermite(extended.b), dense_order=min(self.order, 3)
+        )
+
+    def _with_fsal_row(self):
+        return dataclasses.replace(
+            self,
+            c=(*self.c, 1.0),
+            a=(*self.a, self.b),
+            b=(*self.b, 0.0),
+            b_error=(*self.b_error, 0.0) if self.adaptive else None,
+        )
+
     def without_error(self):
         """The same method without its error estimate, and without a FSAL row, which serves it.
 
@@ -182,7 +229,7 @@ class ButcherTableau:
         s = len(self.b)
         if s == 0:
             raise ValueError("`b` must have an entry for each stage. Received: ()")
-        for field in ("c", "a", "b_error"):
+        for field in ("c", "a", "b_error", "dense"):
             value = getattr(self, field)
             if value is not None and len(value) != s:
                 raise ValueError(
@@ -226,6 +273,26 @@ class ButcherTableau:
                 f"The embedded weights `b - b_error` are not of order {self.embedded_order}: "
                 f"{violation}. Check the coefficients or lower `embedded_order`. "
                 f"Received: embedded_order={self.embedded_order}"
+            )
+
+    def _check_dense(self):
+        if len({len(row) for row in self.dense}) != 1 or not self.dense[0]:
+            raise ValueError(
+                "`dense` must have rows of one length, as many coefficients as powers of theta. "
+                f"Received: rows of lengths {[len(row) for row in self.dense]}"
+            )
+        for i, (row, weight) in enumerate(zip(self.dense, self.b, strict=True)):
+            if abs(math.fsum(row) - weight) > TOLERANCE * _magnitude(row, weight):
+                raise ValueError(
+                    f"`dense[{i}]` must sum to `b[{i}]`. "
+                    f"Received: dense[{i}]={row}, b[{i}]={weight}"
+                )
+        violation = first_dense_violation(self.a_matrix, np.array(self.dense), self.dense_order)
+        if violation is not None:
+            raise ValueError(
+                f"The continuous extension `dense` is not of order {self.dense_order}: "
+                f"{violation}. Check the coefficients or lower `dense_order`. "
+                f"Received: dense_order={self.dense_order}"
             )
 
 

@@ -2,6 +2,7 @@
 
 import types
 
+from tfsymadj.methods.interpolation import hermite, quartic
 from tfsymadj.methods.tableaus import ButcherTableau
 
 # Euler, Institutionum calculi integralis I (1768).
@@ -62,6 +63,8 @@ BOSH3 = ButcherTableau(
     a=((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
     b=(2 / 9, 1 / 3, 4 / 9, 0),
     b_error=(-5 / 72, 1 / 12, 1 / 9, -1 / 8),
+    dense=hermite((2 / 9, 1 / 3, 4 / 9, 0)),
+    dense_order=3,
 )
 
 # RK4(5), advanced with the weights of order 5; Fehlberg, NASA Technical Report R-315 (1969).
@@ -131,7 +134,20 @@ TSIT5 = ButcherTableau(
         0.45808210592918694666,
         -1 / 66,
     ),
+    # The published factors, multiplied out.
+    dense=(
+        (1, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+        (0, 0.13169999999999998, -0.2234, 0.1017),
+        (0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
+        (0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
+        (0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+        (0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
+        (0, 1.5, -4.0, 2.5),
+    ),
+    dense_order=4,
 )
+
+_DOPRI5_B = (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0)
 
 # RK5(4)7M; Dormand, Prince, Journal of Computational and Applied Mathematics 6 (1980), 19-26.
 DOPRI5 = ButcherTableau(
@@ -147,8 +163,22 @@ DOPRI5 = ButcherTableau(
         (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
         (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
     ),
-    b=(35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
+    b=_DOPRI5_B,
     b_error=(71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+    # Shampine, Mathematics of Computation 46 (1986), 135-150; as in DOPRI5 of Hairer and Wanner.
+    dense=quartic(
+        _DOPRI5_B,
+        d=(
+            -12715105075 / 11282082432,
+            0,
+            87487479700 / 32700410799,
+            -10690763975 / 1880347072,
+            701980252875 / 199316789632,
+            -1453857185 / 822651844,
+            69997945 / 29380423,
+        ),
+    ),
+    dense_order=4,
 )
 
 # RK8(7)13M; Prince, Dormand, Journal of Computational and Applied Mathematics 7 (1981), 67-75. The
