@@ -145,7 +145,9 @@ class InterpolatedOutputs:
     def _weights(self, theta, powers):
         """The polynomials b_i at theta, or their derivatives, `[times, slopes]`."""
         degrees = np.arange(1, self._dense.shape[1] + 1)
-        values = [theta**k for k in range(self._dense.shape[1] + 1)]
+        values = [tf.ones_like(theta)]
+        for _ in degrees:  # not by `**`, whose second derivatives are NaN at zero
+            values.append(values[-1] * theta)
         if powers == "value":
             columns = [values[k] for k in degrees]
         else:
