@@ -250,10 +250,12 @@ def draw(sets, results, path, i=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="less than a minute, for tests")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--method", help="of Runge and Kutta; dopri5, or bosh3 if quick")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
+    parser.add_argument("--method", help="of the solver (default: dopri5, if quick bosh3)")
     arguments = parser.parse_args()
     quick, jit_compile = arguments.quick, not arguments.quick
     method = arguments.method or ("bosh3" if quick else "dopri5")

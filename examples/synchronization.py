@@ -172,7 +172,7 @@ def peak(gradient, steps):
 
 
 def peak_in_child(gradient, steps):
-    command = [sys.executable, __file__, "--peak", gradient, str(steps)]
+    command = [sys.executable, __file__, "--child", json.dumps([gradient, steps])]
     environment = {**os.environ, "TF_CPU_ALLOCATOR_USE_BFC": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
@@ -214,13 +214,15 @@ def draw(history, times, followed, free, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="half a minute, for tests")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peak:
-        print(json.dumps(peak(arguments.peak[0], int(arguments.peak[1]))))
+    if arguments.child:
+        print(json.dumps(peak(*arguments.child)))
         return
     keras.utils.set_random_seed(arguments.seed)
     arguments.output.mkdir(parents=True, exist_ok=True)
