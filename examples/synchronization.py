@@ -200,14 +200,15 @@ def draw(history, times, followed, free, path):
     axes[0].legend(frameon=False)
     axes[1].plot(times, followed[1][:, 0], color="#000000", label="leader")
     axes[1].plot(times, followed[2][:, 0], color="#0072B2", linestyle="--", label="follower")
-    axes[1].set(title="One unseen pair", xlabel="Time", ylabel="x")
+    axes[1].set(title="One unseen pair", xlabel="Time (time units)", ylabel="x (dimensionless)")
     axes[1].set_ylim(-22.0, 26.0)
     axes[1].legend(frameon=False, loc="upper center", ncols=2)
     for found, color, label in [(free, "#D55E00", "not pushed"), (followed, "#0072B2", "pushed")]:
         low, middle, high = np.quantile(found[0], [0.1, 0.5, 0.9], axis=1)
         axes[2].fill_between(times, low, high, color=color, alpha=0.2, linewidth=0)
         axes[2].semilogy(times, middle, color=color, label=label)
-    axes[2].set(title="Unseen pairs: median, 10 % to 90 %", xlabel="Time", ylabel="Distance")
+    axes[2].set(title="Unseen pairs: median, 10 % to 90 %")
+    axes[2].set(xlabel="Time (time units)", ylabel="Distance (dimensionless)")
     axes[2].legend(frameon=False)
     figure.savefig(path, dpi=130)
 
