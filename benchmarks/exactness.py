@@ -231,13 +231,13 @@ def plot(adaptive, fixed, path):
 
 
 def main():
-    arguments = common.parser(__doc__, "docs/exactness.png").parse_args()
+    arguments = common.parser(__doc__).parse_args()
     print(common.machine(), end="\n\n")
     exponents = range(2, 11, 4) if arguments.quick else range(2, 11)
     adaptive = run_adaptive([10.0**-k for k in exponents])
     fixed = run_fixed([10, 100] if arguments.quick else [10, 100, 1000, 10000])
     if arguments.plot:
-        plot(adaptive, fixed, arguments.figure)
+        plot(adaptive, fixed, arguments.output / "exactness.png")
 
 
 if __name__ == "__main__":
