@@ -76,8 +76,11 @@ class Recorder(tfsymadj.PIController):
         super().__init__(tolerance, tolerance)
         self.steps = []
 
-    def for_method(self, tableau):
-        self.error_order = super().for_method(tableau).error_order
+    def get_config(self):
+        return {"tolerance": self.rtol}
+
+    def for_method(self, method):
+        self.error_order = super().for_method(method).error_order
         return self
 
     def adapt(self, state, proposal, error):
@@ -97,6 +100,9 @@ class Replay(tfsymadj.Controller):
 
     def __init__(self, steps):
         self._steps = tf.constant(steps, tf.float64)
+
+    def get_config(self):
+        return {"steps": self._steps}
 
     def num_steps(self, ts):
         return self._steps.shape[0]
