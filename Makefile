@@ -47,12 +47,12 @@ format: venv  ## Format the code, and mend what can be mended automatically.
 	$(BIN)/python -m ruff format .
 
 benchmarks: venv  ## Measure time, memory and exactness of the gradients.
-	$(BIN)/python benchmarks/gradient_cost.py --eager --plot
-	$(BIN)/python benchmarks/scaling.py
-	$(BIN)/python benchmarks/exactness.py
-	$(BIN)/python benchmarks/orders.py
+	$(BIN)/python benchmarks/gradient_cost.py --modes graph XLA eager --output docs
+	$(BIN)/python benchmarks/scaling.py --output docs
+	$(BIN)/python benchmarks/exactness.py --output docs
+	$(BIN)/python benchmarks/orders.py --output docs
 	$(BIN)/python benchmarks/product_rate.py
-	$(BIN)/python benchmarks/flow.py
+	$(BIN)/python benchmarks/flow.py --output docs
 
 $(PEERS)/%/.stamp: benchmarks/peers/requirements-%.txt
 	$(PYTHON) -m venv $(PEERS)/$*
@@ -60,7 +60,7 @@ $(PEERS)/%/.stamp: benchmarks/peers/requirements-%.txt
 	touch $@
 
 benchmark-peers: venv $(PEERS)/jax/.stamp $(PEERS)/torch/.stamp  ## Compare with diffrax, torchdiffeq and TFP.
-	$(BIN)/python benchmarks/compare_peers.py
+	$(BIN)/python benchmarks/compare_peers.py --output docs
 
 clean:  ## Remove the environment, caches and outputs.
 	rm -rf $(VENV) $(OLDEST) $(PEERS) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -160,14 +160,17 @@ def in_child(script, *arguments):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def parser(documentation, figure):
+def parser(documentation, figure=True):
     """The command line that the benchmarks share; `--child` is for `in_child`."""
     parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
-    parser.add_argument(
-        "--plot", action=argparse.BooleanOptionalAction, default=True, help="write the figure"
-    )
-    parser.add_argument("--figure", type=pathlib.Path, default=figure)
+    if figure:
+        parser.add_argument(
+            "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+        )
+        parser.add_argument(
+            "--plot", action=argparse.BooleanOptionalAction, default=True, help="write the figure"
+        )
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     return parser
 

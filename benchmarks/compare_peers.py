@@ -6,7 +6,6 @@
 `make benchmark-peers` also makes the environments that the peers run in. See README.md here.
 """
 
-import argparse
 import dataclasses
 import fnmatch
 import json
@@ -17,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 
+import common
 import numpy as np
-from common import machine
 from workloads import WORKLOADS
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -167,7 +166,7 @@ class Comparison:
             sys.exit(f"{case.name}, {work.label}: the loss is {row['loss']}, not {expected}")
         self.rows.append(dict(case=case.name, work=work.label, **row))
         if self._json_file:
-            content = dict(machine=machine(), rows=self.rows)
+            content = dict(machine=common.machine(), rows=self.rows)
             self._json_file.write_text(json.dumps(content, indent=1))
 
     def summary(self, work, cases):
@@ -269,27 +268,29 @@ def plot(summaries, title, path):
     ]
     axes[len(summaries)].legend(handles=handles, loc="center", frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    common.save(figure, path)
 
 
 def parse():
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument(
-        "--workloads", nargs="+", default=["*"], help=f"names or patterns; {', '.join(WORKLOADS)}"
+        "--workloads", nargs="+", default=["*"], help=f"names or patterns of {', '.join(WORKLOADS)}"
     )
     parser.add_argument("--only", nargs="+", help="cases whose names contain one of these")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each case (default: 3)")
-    parser.add_argument("--reps", type=int, default=5, help="gradients in a turn (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="of measuring (default: 3)")
+    parser.add_argument("--reps", type=int, default=5, help="gradients of a round (default: 5)")
     parser.add_argument(
         "--max-steps", type=int, nargs="+", default=[64], help="of adaptive solves (default: 64)"
     )
-    parser.add_argument("--jax-python", default=".peers/jax/bin/python")
-    parser.add_argument("--torch-python", default=".peers/torch/bin/python")
+    for peer in ("jax", "torch"):
+        python = f".peers/{peer}/bin/python"
+        parser.add_argument(f"--{peer}-python", default=python, help=f"default: {python}")
     parser.add_argument("--json", type=pathlib.Path, help="file for what every process reported")
-    parser.add_argument("--figure", type=pathlib.Path, default="docs/peers.png")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds = arguments.reps = 1
+    return arguments
 
 
 def main():
@@ -324,14 +325,14 @@ def main():
 
     versions = {part for row in comparison.rows for part in row["version"].split(", ")}
     versions = sorted(x for x in versions if not x.startswith("TensorFlow"))
-    caption = f"{machine()}\n{', '.join(versions)}"
+    caption = f"{common.machine()}\n{', '.join(versions)}"
     print(f"\n{caption}")
     for work, results in summaries.items():
         print(f"\n{work.title}\n\n{table(results)}")
     for (case, work), error in comparison.failed.items():
         print(f"\nFailed: {work.label}, {case.name}: {error}")
-    plot(summaries, caption, arguments.figure)
-    print(f"\nfigure: {arguments.figure}")
+    if arguments.plot:
+        plot(summaries, caption, arguments.output / "peers.png")
     sys.exit(1 if comparison.failed else 0)
 
 

@@ -76,8 +76,11 @@ class Recorder(tfsymadj.PIController):
         super().__init__(tolerance, tolerance)
         self.steps = []
 
-    def for_method(self, tableau):
-        self.error_order = super().for_method(tableau).error_order
+    def get_config(self):
+        return {"tolerance": self.rtol}
+
+    def for_method(self, method):
+        self.error_order = super().for_method(method).error_order
         return self
 
     def adapt(self, state, proposal, error):
@@ -97,6 +100,9 @@ class Replay(tfsymadj.Controller):
 
     def __init__(self, steps):
         self._steps = tf.constant(steps, tf.float64)
+
+    def get_config(self):
+        return {"steps": self._steps}
 
     def num_steps(self, ts):
         return self._steps.shape[0]
@@ -231,13 +237,13 @@ def plot(adaptive, fixed, path):
 
 
 def main():
-    arguments = common.parser(__doc__, "docs/exactness.png").parse_args()
+    arguments = common.parser(__doc__).parse_args()
     print(common.machine(), end="\n\n")
     exponents = range(2, 11, 4) if arguments.quick else range(2, 11)
     adaptive = run_adaptive([10.0**-k for k in exponents])
     fixed = run_fixed([10, 100] if arguments.quick else [10, 100, 1000, 10000])
     if arguments.plot:
-        plot(adaptive, fixed, arguments.figure)
+        plot(adaptive, fixed, arguments.output / "exactness.png")
 
 
 if __name__ == "__main__":

@@ -160,9 +160,11 @@ def measure(mode, rounds, of_steps, of_flow):
 
 
 def main():
-    parser = common.parser(__doc__, "docs/flow_step.png")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--rounds", type=int, default=5, help="measured steps (default: 5)")
+    parser = common.parser(__doc__)
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=MODES, help="of execution (default: all)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of measuring (default: 5)")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(peak(arguments.child)))
@@ -189,7 +191,7 @@ def main():
     print("own error of a gradient: relative to the exact one of the same steps, of equal size")
     print("true error: relative to the gradient of the flow without any error of discretisation")
     if arguments.plot:
-        plot(rows, title, arguments.figure)
+        plot(rows, title, arguments.output / "flow_step.png")
 
 
 def plot(rows, title, path):

@@ -1,14 +1,12 @@
 """Time and peak memory of one gradient, by gradient method, in one run.
 
     python benchmarks/gradient_cost.py
-    python benchmarks/gradient_cost.py --steps 1000 --rounds 7 --plot
+    python benchmarks/gradient_cost.py --steps 1000 --modes XLA
 
 The dynamics are a tanh network 65-256-256-64 with the time as an extra input. See README.md here.
 """
 
-import argparse
 import json
-import pathlib
 import statistics
 import sys
 
@@ -17,6 +15,7 @@ import tensorflow as tf
 
 import tfsymadj
 
+MODES = ["graph", "XLA", "eager"]
 METHODS = {
     "backprop": tfsymadj.Backprop(),
     "symplectic, auto": tfsymadj.SymplecticAdjoint("auto"),
@@ -59,7 +58,7 @@ def measure(mode, arguments):
     """Rows of a table for one mode."""
     # TensorFlow's usual CPU allocator does not count tensors below 256 KiB, and the one that does
     # has another speed: memory is measured in a process of its own.
-    peaks = common.in_child(__file__, *sys.argv[1:], "--peaks", mode)
+    peaks = common.in_child(__file__, *sys.argv[1:], "--child", json.dumps(mode))
     times, stats = measure_time(mode, arguments)
     reference = statistics.median(times["backprop"])
     return [
@@ -103,23 +102,24 @@ def plot(rows, title, path):
     axes[1].set_xscale("log")
     axes[1].set_xlim(right=2 * max(row["peak"] for row in rows))
     figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    common.save(figure, path)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", default="rk4", help="method of the solver (default: rk4)")
-    parser.add_argument("--steps", type=int, default=100, help="number of steps (default: 100)")
+    parser = common.parser(__doc__)
+    parser.add_argument("--method", default="rk4", help="of the solver (default: rk4)")
+    parser.add_argument("--steps", type=int, default=100, help="of the solver (default: 100)")
     parser.add_argument("--batch", type=int, default=512, help="size of the batch (default: 512)")
-    parser.add_argument("--rounds", type=int, default=7, help="measured calls (default: 7)")
-    parser.add_argument("--eager", action="store_true", help="measure eager calls, too")
-    parser.add_argument("--plot", action="store_true", help="write the figure")
-    parser.add_argument("--figure", type=pathlib.Path, default="docs/gradient_cost.png")
-    parser.add_argument("--peaks", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=7, help="of measuring (default: 7)")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=["graph", "XLA"],
+        help="of execution (default: graph XLA)",
+    )  # fmt: skip
     arguments = parser.parse_args()
-    if arguments.peaks:
-        print(json.dumps(measure_peaks(arguments.peaks, arguments)))
+    if arguments.quick:
+        arguments.rounds = 1
+    if arguments.child:
+        print(json.dumps(measure_peaks(arguments.child, arguments)))
         return
 
     title = (
@@ -130,7 +130,7 @@ def main():
     header = ["mode", "gradient", "median s", "min s", "ratio", "peak MiB", "forward", "backward"]
     print(COLUMNS.format(*header))
     rows = []
-    for mode in ["graph", "XLA"] + ["eager"] * arguments.eager:
+    for mode in arguments.modes:
         for row in measure(mode, arguments):
             rows.append(row)
             numbers = [f"{row[key]:.3f}" for key in ("median", "min")]
@@ -138,8 +138,7 @@ def main():
             line = COLUMNS.format(mode, row["name"], *numbers, row["forward"], row["backward"])
             print(line, flush=True)
     if arguments.plot:
-        plot(rows, f"{title}\n{common.machine()}", arguments.figure)
-        print(f"\nfigure: {arguments.figure}")
+        plot(rows, f"{title}\n{common.machine()}", arguments.output / "gradient_cost.png")
 
 
 if __name__ == "__main__":

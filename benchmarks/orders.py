@@ -112,9 +112,13 @@ def plot(rows, title, path):
 
 
 def main():
-    parser = common.parser(__doc__, "docs/orders.png")
-    parser.add_argument("--mode", choices=["graph", "XLA"], default="graph")
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="rtol and atol")
+    parser = common.parser(__doc__)
+    parser.add_argument(
+        "--mode", choices=["graph", "XLA"], default="graph", help="of execution (default: graph)"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-5, help="rtol and atol (default: 1e-5)"
+    )
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments.child)))
@@ -134,7 +138,7 @@ def main():
     for method in ORDERS:
         rows += run(method, arguments)
     if arguments.plot:
-        plot(rows, title, arguments.figure)
+        plot(rows, title, arguments.output / "orders.png")
 
 
 if __name__ == "__main__":

@@ -135,9 +135,12 @@ def measure(name, rounds):
 
 
 def main():
-    parser = common.parser(__doc__, None)
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["W1a-100", "W3"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = common.parser(__doc__, figure=False)
+    parser.add_argument(
+        "--workloads", nargs="+", choices=WORKLOADS, default=["W1a-100", "W3"],
+        help="names (default: W1a-100 W3)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="of measuring (default: 5)")
     arguments = parser.parse_args()
     print(common.machine(), end="\n\n")
     print(

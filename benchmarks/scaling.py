@@ -180,8 +180,10 @@ def plot(sweeps, title, path):
 
 
 def main():
-    parser = common.parser(__doc__, "docs/scaling.png")
-    parser.add_argument("--mode", choices=["graph", "XLA"], default="XLA")
+    parser = common.parser(__doc__)
+    parser.add_argument(
+        "--mode", choices=["graph", "XLA"], default="XLA", help="of execution (default: XLA)"
+    )
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments.child)))
@@ -199,7 +201,7 @@ def main():
         sweeps[parameter] = run_sweep(parameter, values, arguments)
         print_exponents(parameter, sweeps[parameter])
     if arguments.plot:
-        plot(sweeps, f"{title}\n{common.machine()}", arguments.figure)
+        plot(sweeps, f"{title}\n{common.machine()}", arguments.output / "scaling.png")
 
 
 if __name__ == "__main__":

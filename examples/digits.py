@@ -196,9 +196,9 @@ assert "tfsymadj" not in sys.modules
 """
 
 
-def check_export(model, images, out):
+def check_export(model, images, output):
     """Exports the model; the largest difference of its predictions in a fresh process."""
-    paths = [str(out / name) for name in ("digits_model", "images.npy", "predictions.npy")]
+    paths = [str(output / name) for name in ("digits_model", "images.npy", "predictions.npy")]
     model.export(paths[0], verbose=False)
     np.save(paths[1], images)
     subprocess.run([sys.executable, "-c", READ_EXPORTED, *paths], check=True)
@@ -241,12 +241,14 @@ def draw(history, steps, peaks, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few seconds, for tests")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
     arguments = parser.parse_args()
-    quick, out = arguments.quick, arguments.out
-    out.mkdir(parents=True, exist_ok=True)
+    quick, output = arguments.quick, arguments.output
+    output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(arguments.seed)
 
     print("Training a neural ODE on handwritten digits")
@@ -267,12 +269,12 @@ def main():
     steps = [3, 10] if quick else [10, 30, 100, 300, 1000]
     peaks = measure_memory(model, batch, steps)
 
-    difference = check_export(model, data[1], out)
-    picture = out / "digits.png"
+    difference = check_export(model, data[1], output)
+    picture = output / "digits.png"
     draw(history, steps, peaks, picture)
 
     print(f"\nTest accuracy          {accuracy:.2%} of {len(data[1])} images")
-    print(f"Exported model         {out / 'digits_model'}, largest difference {difference:.1e}")
+    print(f"Exported model         {output / 'digits_model'}, largest difference {difference:.1e}")
     print(f"Picture                {picture}")
     if difference > 1e-5:
         sys.exit("The exported model predicts something else.")

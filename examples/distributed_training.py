@@ -20,26 +20,30 @@ import sys
 import tempfile
 import time
 
-EPOCHS, BATCH = 6, 64
+BATCH = 64
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes to start (default: 2)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--checkpoints", type=pathlib.Path, help="folder, shared by all workers")
-    parser.add_argument("--restarts", type=int, default=3, help="after so many deaths, give up")
+    parser.add_argument("--epochs", type=int, default=6, help="of training (default: 6)")
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="folder to write to, shared (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=3, help="after deaths, at most (default: 3)"
+    )
     parser.add_argument("--fail-at-step", type=int, help="kill the last worker once, to try it")
     parser.add_argument("--worker", action="store_true", help="be the task that TF_CONFIG says")
     parser.add_argument("--slurm", action="store_true", help="be the task that Slurm says")
     arguments = parser.parse_args()
     if arguments.worker or arguments.slurm:
         train(arguments)
-    elif arguments.checkpoints:
+    elif arguments.output:
         supervise(arguments)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            arguments.checkpoints = pathlib.Path(folder)
+            arguments.output = pathlib.Path(folder)
             supervise(arguments)
 
 
@@ -70,7 +74,7 @@ def start(arguments, first):
     for s in sockets:
         s.close()
     command = [sys.executable, __file__, "--worker", "--epochs", str(arguments.epochs)]
-    command += ["--checkpoints", str(arguments.checkpoints)]
+    command += ["--output", str(arguments.output)]
     if first and arguments.fail_at_step is not None:
         command += ["--fail-at-step", str(arguments.fail_at_step)]
     workers = []
@@ -104,9 +108,9 @@ def train(arguments):
     epoch = tf.Variable(0)
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
     # All workers take part in saving; what counts is the chief's.
-    folder = arguments.checkpoints / ("chief" if rank == 0 else f"copy-{rank}")
+    folder = arguments.output / ("chief" if rank == 0 else f"copy-{rank}")
     manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
-    latest = tf.train.latest_checkpoint(str(arguments.checkpoints / "chief"))
+    latest = tf.train.latest_checkpoint(str(arguments.output / "chief"))
     if latest:
         checkpoint.restore(latest)
         if rank == 0:

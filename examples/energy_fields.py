@@ -230,9 +230,12 @@ def draw(sets, results, path, i=0):
         ]  # fmt: skip
         for axis, title in zip(row, titles):
             axis.set(title=title, xlabel="Time (dimensionless)", ylabel="x (dimensionless)")
-        bar = {"location": "bottom", "shrink": 0.6, "aspect": 40, "ticks": plt.MaxNLocator(5)}
-        figure.colorbar(images[1], ax=row[:2], label="u", **bar)
-        figure.colorbar(images[3], ax=row[2:4], label="Error of u", extend="both", **bar)
+        bars = [(images[1], row[:2], "u", "neither"), (images[3], row[2:4], "Error of u", "both")]
+        for image, axes_above, label, extend in bars:
+            figure.colorbar(
+                image, ax=axes_above, label=label, extend=extend, location="bottom", shrink=0.6,
+                aspect=40, ticks=plt.MaxNLocator(5),  # one each: a locator serves a single axis
+            )  # fmt: skip
 
         curves = [energy(data.field.energy, data.test), *[result[x]["energies"][0] for x in MODELS]]
         curves.append(result["energy-based"]["energies"][1])
@@ -250,10 +253,12 @@ def draw(sets, results, path, i=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="less than a minute, for tests")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--method", help="of Runge and Kutta; dopri5, or bosh3 if quick")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
+    parser.add_argument("--method", help="of the solver (default: dopri5, if quick bosh3)")
     arguments = parser.parse_args()
     quick, jit_compile = arguments.quick, not arguments.quick
     method = arguments.method or ("bosh3" if quick else "dopri5")

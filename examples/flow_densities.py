@@ -234,10 +234,12 @@ def animate(results, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="less than a minute, for tests")
+    parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
     parser.add_argument("--density", choices=list(DENSITIES), help="only this one")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("docs"))
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     arguments.output.mkdir(parents=True, exist_ok=True)

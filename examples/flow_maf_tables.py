@@ -1,6 +1,6 @@
 """Trains continuous normalizing flows on the five tabular sets of the papers on them.
 
-    python examples/flow_maf_tables.py miniboone --folder data
+    python examples/flow_maf_tables.py miniboone --data data
 
 Started again with the same arguments it goes on where it was stopped, or only tests if it was done.
 The data are local files, see tabular_data.py. At full size this is work for a GPU: hours for
@@ -60,8 +60,8 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=formatter)
     add = parser.add_argument
     add("table", choices=SETTINGS)
-    add("--folder", type=pathlib.Path, default="data", help="of the data, see tabular_data.py")
-    add("--output", type=pathlib.Path, default="out", help="folder of the checkpoints")
+    add("--data", type=pathlib.Path, default="data", help="folder of the data")
+    add("--output", type=pathlib.Path, default="out", help="folder to write to")
     add("--gradient", choices=GRADIENTS, default="symplectic_adjoint")
     add("--method", default="dopri5", help="of the solver")
     add("--rtol", type=float, default=1e-6)
@@ -70,8 +70,8 @@ def parse_arguments():
     add("--learning-rate", type=float, default=1e-3)
     add("--every", type=int, default=200, help="steps from one validation to the next")
     add("--patience", type=int, default=30, help="validations without improvement")
-    add("--steps", type=int, default=1_000_000, help="at most")
-    add("--seed", type=int, default=0)
+    add("--steps", type=int, default=1_000_000, help="of training, at most")
+    add("--seed", type=int, default=0, help="of random numbers")
     papers = parser.add_argument_group("in place of the papers' settings")
     papers.add_argument("--flows", type=int)
     papers.add_argument("--hidden", type=int, nargs="+", help="sizes of a flow's hidden layers")
@@ -194,7 +194,7 @@ def memory():
 def main():
     arguments = parse_arguments()
     keras.utils.set_random_seed(arguments.seed)
-    splits = tabular_data.load(arguments.table, arguments.folder)
+    splits = tabular_data.load(arguments.table, arguments.data)
     training = Training(splits.train.shape[1], arguments)
     count = sum(int(tf.size(weight)) for weight in training.weights)
     print(

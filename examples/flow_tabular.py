@@ -233,10 +233,12 @@ def draw(results, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="less than a minute, for tests")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--members", type=int, default=4, help="flows of each fold")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
+    parser.add_argument("--members", type=int, default=4, help="flows of a fold (default: 4)")
     arguments = parser.parse_args()
     arguments.interval = 0.1 if sys.stdout.isatty() else 15.0
     arguments.output.mkdir(parents=True, exist_ok=True)

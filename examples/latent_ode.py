@@ -192,9 +192,11 @@ def draw(days, observed, predictions, table, histories, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="less than 40 s, for tests")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
     arguments = parser.parse_args()
     quick, output = arguments.quick, arguments.output
     output.mkdir(parents=True, exist_ok=True)

@@ -186,8 +186,14 @@ def draw(lotka_volterra, networks, errors, cut, path):
     for model, y in curves.items():
         phase.plot(*np.exp(y).T, color=COLORS[model], linewidth=2)
     phase.plot(*data.T, "o-", color=COLORS["data"], linewidth=0.6, markersize=4)
-    for year, (x, y) in list(zip(years, data))[::5]:
-        phase.annotate(str(year), (x, y), (5, 5), textcoords="offset points", fontsize=9.5)
+    # Where no line passes.
+    places = {1900: (-18, 0), 1905: (-18, -4), 1910: (17, 13), 1915: (0, 10), 1920: (-42, -39)}
+    for year, place in places.items():
+        phase.annotate(
+            str(year), data[year - FIRST], place, textcoords="offset points", fontsize=9.5,
+            ha="center", va="center",
+            arrowprops={"arrowstyle": "-", "color": COLORS["mean"]} if year == 1920 else None,
+        )  # fmt: skip
     phase.set(title="Phase plane", xlabel="Hare furs (thousands)", ylabel="Lynx furs (thousands)")
     phase.set(xscale="log", yscale="log")
     for axis in (phase.xaxis, phase.yaxis, axes[0, 0].yaxis, axes[1, 0].yaxis):
@@ -205,9 +211,11 @@ def draw(lotka_volterra, networks, errors, cut, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="less than 40 s, for tests")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
     arguments = parser.parse_args()
     quick, output = arguments.quick, arguments.output
     output.mkdir(parents=True, exist_ok=True)

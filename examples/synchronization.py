@@ -172,7 +172,7 @@ def peak(gradient, steps):
 
 
 def peak_in_child(gradient, steps):
-    command = [sys.executable, __file__, "--peak", gradient, str(steps)]
+    command = [sys.executable, __file__, "--child", json.dumps([gradient, steps])]
     environment = {**os.environ, "TF_CPU_ALLOCATOR_USE_BFC": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
@@ -200,27 +200,30 @@ def draw(history, times, followed, free, path):
     axes[0].legend(frameon=False)
     axes[1].plot(times, followed[1][:, 0], color="#000000", label="leader")
     axes[1].plot(times, followed[2][:, 0], color="#0072B2", linestyle="--", label="follower")
-    axes[1].set(title="One unseen pair", xlabel="Time", ylabel="x")
+    axes[1].set(title="One unseen pair", xlabel="Time (time units)", ylabel="x (dimensionless)")
     axes[1].set_ylim(-22.0, 26.0)
     axes[1].legend(frameon=False, loc="upper center", ncols=2)
     for found, color, label in [(free, "#D55E00", "not pushed"), (followed, "#0072B2", "pushed")]:
         low, middle, high = np.quantile(found[0], [0.1, 0.5, 0.9], axis=1)
         axes[2].fill_between(times, low, high, color=color, alpha=0.2, linewidth=0)
         axes[2].semilogy(times, middle, color=color, label=label)
-    axes[2].set(title="Unseen pairs: median, 10 % to 90 %", xlabel="Time", ylabel="Distance")
+    axes[2].set(title="Unseen pairs: median, 10 % to 90 %")
+    axes[2].set(xlabel="Time (time units)", ylabel="Distance (dimensionless)")
     axes[2].legend(frameon=False)
     figure.savefig(path, dpi=130)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="half a minute, for tests")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="a short run, to try it out")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="out", help="folder to write to (default: out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peak:
-        print(json.dumps(peak(arguments.peak[0], int(arguments.peak[1]))))
+    if arguments.child:
+        print(json.dumps(peak(*arguments.child)))
         return
     keras.utils.set_random_seed(arguments.seed)
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The five tabular data sets of the papers on continuous normalizing flows, from local files.
 
-    python examples/tabular_data.py FOLDER              # sizes of all five
-    python examples/tabular_data.py FOLDER power gas    # of some
+    python examples/tabular_data.py --data FOLDER              # sizes of all five
+    python examples/tabular_data.py --data FOLDER power gas    # of some
 
 FOLDER is the unpacked archive data.tar.gz of https://zenodo.org/records/1161203, published with
 "Masked Autoregressive Flow for Density Estimation" (Papamakarios, Pavlakou and Murray,
@@ -213,14 +213,16 @@ def _standardized(train, validation, test):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=pathlib.Path, help=f"the unpacked {ARCHIVE}")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(READERS)}")
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument(
+        "--data", type=pathlib.Path, default="data", help="folder of the data (default: data)"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of random numbers (default: 42)")
     arguments = parser.parse_args()
 
     print(f"{'set':<10}{'columns':>8}{'train':>11}{'validation':>12}{'test':>11}")
     for name in arguments.names or READERS:
-        splits = load(name, arguments.folder, arguments.seed)
+        splits = load(name, arguments.data, arguments.seed)
         train, validation, test = (len(x) for x in splits)
         columns = splits.train.shape[1]
         print(f"{name:<10}{columns:>8}{train:>11,}{validation:>12,}{test:>11,}", flush=True)

@@ -59,7 +59,7 @@ def distributed(tmp_path, *arguments):
     """The losses of all epochs and what was printed."""
     result = subprocess.run(
         [sys.executable, ROOT / "examples" / "distributed_training.py", "--epochs", "3",
-         "--checkpoints", tmp_path, *arguments],
+         "--output", tmp_path, *arguments],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]

@@ -35,7 +35,7 @@ def row(name, output):
 
 @pytest.mark.slow
 def test_digits(tmp_path):
-    output = run_example("digits.py", "--quick", "--out", tmp_path)
+    output = run_example("digits.py", "--quick", "--output", tmp_path)
 
     assert "largest difference" in output
     assert (tmp_path / "digits.png").stat().st_size > 10_000
@@ -92,7 +92,7 @@ def test_flow_maf_tables(tmp_path):
     mixing = random.normal(size=[43, 43])
     (tmp_path / "miniboone").mkdir()
     np.save(tmp_path / "miniboone" / "data.npy", random.normal(size=[600, 43]) @ mixing)
-    options = ["miniboone", "--folder", tmp_path, "--output", tmp_path / "out", "--hidden", 32]
+    options = ["miniboone", "--data", tmp_path, "--output", tmp_path / "out", "--hidden", 32]
     options += ["--batch", 100, "--every", 10, "--rtol", 1e-3, "--atol", 1e-3]
     first = run_example("flow_maf_tables.py", *options, "--steps", 20)
     second = run_example("flow_maf_tables.py", *options, "--steps", 40)

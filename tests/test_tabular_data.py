@@ -289,7 +289,7 @@ def test_wrong_name(tmp_path, name):
 
 def test_as_a_program(tmp_path, random):
     write_array(tmp_path / "power/data.npy", power_data(random))
-    command = [sys.executable, PATH, tmp_path, "power"]
+    command = [sys.executable, PATH, "--data", tmp_path, "power"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[1].split() == ["power", "6", "162", "18", "20"]
