@@ -25,7 +25,7 @@ from tfsymadj.steps.tolerance import attainable, tolerance_of
 from tfsymadj.warning import warn
 
 _ON_FAILURE = ("raise", "status")
-_OUTPUTS = ("auto", "step", "interpolate")
+_OUTPUTS = ("auto", "step", "interpolate", "steps")
 
 
 class SolverOptions(TypedDict, total=False):
@@ -39,6 +39,7 @@ class SolverOptions(TypedDict, total=False):
     controller: Controller | None
     first_step: float | None
     min_step: float | None
+    max_step: float | None
     max_steps: int
     outputs: str
     gradient: str | Gradient
@@ -60,13 +61,16 @@ class Options(Configured):
             and `atol` or `num_steps` or `step_size`.
         first_step: size of an adaptive solve's first step; None chooses it.
         min_step: smallest step of an adaptive solve; None: as long as t + h differs from t.
+        max_step: largest step of an adaptive solve; None: no bound.
         max_steps: bound of the steps that an adaptive solve may try, over all of `t`; at least
             one for each interval of `t`.
         outputs: `"step"`: a step ends at each entry of `t`; `"interpolate"`: at the last one only,
             the others come from the method's continuous extension, at no evaluation; `"auto"`:
             interpolated with adaptive steps, if the extension's order is the method's less one or
             more (`dopri5`, `tsit5`, `bosh3`, `adaptive_heun`, `fehlberg2`), else stepped to. With
-            equal steps each entry is a step's end in any case.
+            equal steps each entry is a step's end in any case. `"steps"`: `Solution.t` and `y` are
+            the times and states after all steps, `max_steps + 1` rows, of which the first
+            `stats.num_accepted + 1` count and the others repeat the last one.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
@@ -86,6 +90,7 @@ class Options(Configured):
     controller: Controller | None = None
     first_step: float | None = None
     min_step: float | None = None
+    max_step: float | None = None
     max_steps: int = 4096
     outputs: str = "auto"
     gradient: Any = "symplectic_adjoint"
@@ -102,6 +107,11 @@ class Options(Configured):
             raise ValueError(f"`outputs` must be one of {_OUTPUTS}. Received: {self.outputs!r}")
         method = get_method(self.method)
         controller = self._controller_for(method)
+        if self.max_step is not None and not controller.adaptive:
+            raise ValueError(
+                "`max_step` bounds adaptive steps; equal ones are bounded by `step_size`. "
+                f"Received: max_step={self.max_step!r} and {controller!r}"
+            )
         if not (is_int(self.max_steps, 1) and self.max_steps < 2**31 - 1):
             raise ValueError(f"`max_steps` must be a positive int32. Received: {self.max_steps!r}")
         object.__setattr__(
@@ -112,9 +122,11 @@ class Options(Configured):
                 controller=controller,
                 first_step=_as_positive("first_step", self.first_step),
                 min_step=_as_positive("min_step", self.min_step) or 0.0,
+                max_step=_as_positive("max_step", self.max_step),
                 max_steps=int(self.max_steps),
                 gradient=get_gradient(self.gradient),
                 interpolates=False,
+                every_step=self.outputs == "steps",
             ),
         )
 
@@ -163,7 +175,7 @@ class Options(Configured):
         )
 
     def _interpolates(self, solver):
-        if self.outputs == "step" or not solver.controller.adaptive:
+        if self.outputs in ("step", "steps") or not solver.controller.adaptive:
             return False
         if self.outputs == "interpolate":
             return True
@@ -214,9 +226,11 @@ class Solver:
     controller: Controller
     first_step: Any
     min_step: Any
+    max_step: Any
     max_steps: int
     gradient: Gradient
     interpolates: bool
+    every_step: bool
 
     def at_precision(self, ys: list) -> "Solver":
         """The solver for a state; with a warning where `rtol` is below its precision."""
@@ -240,9 +254,9 @@ class Solver:
     @property
     def numbers(self) -> tuple:
         """The numbers that are inputs of a compiled solve, a tuple of floats."""
-        first_step = () if self.first_step is None else (self.first_step,)
+        given = (x for x in (self.first_step, self.max_step) if x is not None)
         of_controller = (float(getattr(self.controller, name)) for name in self._inputs)
-        return (self.min_step, *first_step, *of_controller)
+        return (self.min_step, *given, *of_controller)
 
     @property
     def _inputs(self):
@@ -254,13 +268,15 @@ class Solver:
         """The solver with a float64 vector in place of `numbers`."""
         controller = copy.copy(self.controller)
         min_step, *numbers = tf.unstack(numbers, len(self.numbers))
-        first_step = self.first_step
+        first_step, max_step = self.first_step, self.max_step
         if first_step is not None:
             first_step, *numbers = numbers
+        if max_step is not None:
+            max_step, *numbers = numbers
         for name, number in zip(self._inputs, numbers):
             setattr(controller, name, number)
         return dataclasses.replace(
-            self, controller=controller, first_step=first_step, min_step=min_step
+            self, controller=controller, first_step=first_step, min_step=min_step, max_step=max_step
         )
 
     @property
@@ -268,7 +284,8 @@ class Solver:
         """The identity of all but `numbers`."""
         others = {k: v for k, v in vars(self.controller).items() if k not in self._inputs}
         return (
-            self.method, self.first_step is None, self.max_steps, self.gradient, self.interpolates,
+            self.method, self.first_step is None, self.max_step is None, self.max_steps,
+            self.gradient, self.interpolates, self.every_step,
             type(self.controller), Contents(others).key,
         )  # fmt: skip
 

@@ -129,6 +129,11 @@ def check(dynamics, t, options: Options):
     """Checks the arguments that a layer or a bijector is made with."""
     _check_callable(dynamics)
     options.solver(_as_times(t)[0])
+    if options.outputs == "steps":
+        raise ValueError(
+            "`outputs='steps'` is for `solve`: a layer or a flow returns the states at the times "
+            f"`t`. Received: {options!r}"
+        )
 
 
 def _check_callable(dynamics):
@@ -172,10 +177,12 @@ def _solve(dynamics, state, times, args, solver: Solver, way, num_steps=None, ca
         first_step=solver.first_step,
         min_step=solver.min_step,
         with_time=with_time,
+        max_step=solver.max_step,
+        every_step=solver.every_step,
     )
     outcome = solver.gradient.solve(problem)
     solution = Solution(
-        t=times,
+        t=times if outcome.times is None else outcome.times,
         y=tf.nest.map_structure(
             lambda y, y0: tf.cast(y, y0.dtype), tf.nest.pack_sequence_as(state, outcome.ys), state
         ),

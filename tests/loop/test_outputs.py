@@ -225,3 +225,92 @@ def test_failure_inside():
     # y = 1 / (1 - t): the states before the pole are there, those after it are not.
     np.testing.assert_allclose(solution.y[:4], 1.0 / (1.0 - times[:4]), rtol=1e-2)
     assert np.isnan(solution.y[4:]).all()
+
+
+# The solver's own steps
+
+ADAPTIVE_OR_EQUAL = pytest.mark.parametrize(
+    "options", [dict(rtol=1e-4, max_steps=30), dict(method="rk4", num_steps=5)]
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "options", [dict(rtol=1e-4, max_steps=30), dict(method="rk4", num_steps=5)]
+)
+def test_every_step(options, mode):
+    def solve():
+        solution = pendulum_at([0.0, 1.0, 3.0], outputs="steps", **options)
+        return solution.t, solution.y, solution.stats.num_accepted
+
+    t, y, n = run(solve, mode)
+    n = int(n)
+    assert len(t) == len(y) == options.get("max_steps", 10) + 1
+    assert t[0] == 0.0 and t[n] == 3.0 and 1.0 in t[:n].numpy()
+    assert np.all(np.diff(t[: n + 1]) > 0)
+    np.testing.assert_array_equal(t[n:], np.full(len(t) - n, 3.0))
+    np.testing.assert_array_equal(y[n:], np.broadcast_to(y[n], [len(t) - n, 2]))
+    np.testing.assert_allclose(y[: n + 1], pendulum_exactly(t[: n + 1].numpy()), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "gradient", [SymplecticAdjoint(), SymplecticAdjoint(12), "aca", "baseline"]
+)
+@pytest.mark.parametrize(
+    "options", [dict(rtol=1e-4, max_steps=30), dict(method="rk4", num_steps=5)]
+)
+def test_gradients_of_every_step(gradient, options):
+    problem, options = mlp(), dict(options, outputs="steps")
+    gradient = gradient or SymplecticAdjoint()
+    actual = gradients(problem, gradient, "graph", **options)
+    expected = gradients(problem, Backprop(), "graph", **options)
+    assert relative_error(actual, expected) < FLOAT64
+
+
+def test_every_step_of_a_failed_solve():
+    solution = tfsymadj.solve(
+        lambda t, y: y**2, tf.constant(1.0, tf.float64), [0.0, 2.0], outputs="steps",
+        on_failure="status", max_steps=200,
+    )  # fmt: skip
+    n = int(solution.stats.num_accepted)
+    assert np.isfinite(solution.y[: n + 1]).all() and np.isnan(solution.y[n + 1 :]).all()
+
+
+def test_every_step_is_for_solve():
+    with pytest.raises(ValueError, match="is for `solve`"):
+        tfsymadj.ODELayer(lambda t, y: -y, outputs="steps")
+    with pytest.raises(ValueError, match="no continuous adjoint"):
+        pendulum_at([0.0, 1.0], outputs="steps", gradient="continuous_adjoint")
+
+
+# A bound of the steps
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_largest_step(sign, mode):
+    options = dict(rtol=1e-2, atol=1e-2, outputs="steps", max_steps=80)
+
+    def sizes(**more):
+        solution = run(lambda: pendulum_at([0.0, sign * 2.03], **options, **more), mode)
+        n = int(solution.stats.num_accepted)
+        return sign * np.diff(solution.t[: n + 1])
+
+    assert np.max(sizes()) > 0.1
+    bounded = sizes(max_step=0.05)
+    assert np.max(bounded) <= 0.05 * (1.0 + 1e-12)
+    assert len(bounded) == 41 + (bounded[0] < 0.05 * (1.0 - 1e-6))
+
+
+def test_gradient_with_a_largest_step():
+    problem, options = mlp(), dict(rtol=1e-2, max_step=0.1, max_steps=64)
+    actual = gradients(problem, SymplecticAdjoint(), "graph", **options)
+    expected = gradients(problem, Backprop(), "graph", **options)
+    assert relative_error(actual, expected) < FLOAT64
+
+
+def test_wrong_largest_step():
+    with pytest.raises(ValueError, match="`max_step` must be a positive"):
+        pendulum_at([0.0, 1.0], max_step=0.0)
+    with pytest.raises(ValueError, match="bounds adaptive steps.*`step_size`"):
+        pendulum_at([0.0, 1.0], max_step=0.1, num_steps=3)

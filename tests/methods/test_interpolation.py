@@ -14,7 +14,7 @@ CLAIMED = {"dopri5": 4, "tsit5": 4, "bosh3": 3, "rk4": 3, "heun": 2, "euler": 1,
 
 @pytest.mark.parametrize("name", METHODS)
 def test_ends_and_slopes(name):
-    """y and y' are continuous from step to step: b(1) = b, b'(0) and b'(1) pick the end's slopes."""
+    """y and y' are continuous from step to step."""
     extended = METHODS[name].with_interpolant()
     dense = np.array(extended.dense)
     powers = np.arange(1, dense.shape[1] + 1)

@@ -96,6 +96,14 @@ class ContinuousAdjoint(Recomputing):
         method = method if controller.adaptive else method.without_error()
         return method, controller.for_method(method)
 
+    def recording(self, problem):
+        if problem.every_step:
+            raise ValueError(
+                "`outputs='steps'` has no continuous adjoint: the steps are no part of the problem "
+                f"that it differentiates. Use another `gradient`. Received: {self!r}"
+            )
+        return None
+
     def backward(self, problem, recording, outcome, cotangents):
         dynamics, ts = problem.dynamics, problem.output_times
         count = tf.size(ts) if ts.shape[0] is None else ts.shape[0]

@@ -49,7 +49,7 @@ class Sweep:
     def run(self):
         """The gradients, `Sources`."""
         problem, dynamics = self._problem, self._dynamics
-        last = self._outputs.last_cotangents(self._cotangents)
+        last = self._outputs.last_cotangents(self._cotangents, self._accepted)
         sums = Sources(last, dynamics.captured, dynamics.variables, [])
         stops = [tf.zeros([problem.num_stops], tf.float64)] if problem.with_time else []
         state = _Adjoint(
@@ -198,7 +198,7 @@ class Sweep:
         """The step n by `Method.adjoint` from its stages, or by `Method.vjp` from the state."""
         grid, problem, totals = self._grid, self._problem, state.totals
         adjoints = self._outputs.add_cotangents(
-            totals.ys, self._cotangents, grid.interval_of(n), grid.hits_end[n]
+            totals.ys, self._cotangents, grid, n, self._accepted
         )
         slopes, before = None, []
         if state.inside:

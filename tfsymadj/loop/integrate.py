@@ -9,7 +9,7 @@ from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.checkpoints.store import Kept, Store
 from tfsymadj.loop import grid
 from tfsymadj.loop.failures import finite, first_failure, is_success, monotonic
-from tfsymadj.loop.outputs import Taken, outputs_of
+from tfsymadj.loop.outputs import Reached, Taken, outputs_of
 from tfsymadj.loop.problem import Outcome, Problem, Record
 from tfsymadj.solution import Stats, Status
 from tfsymadj.steps.first_step import automatic_first_step, given_first_step
@@ -151,6 +151,8 @@ class _Loop:
     def _try(self, c):
         problem = self._problem
         proposal = problem.controller.propose(c.control, c.t, *self._interval(c))
+        if problem.max_step is not None:
+            proposal = proposal.at_most(c.t, problem.max_step)
         step = problem.method.step(problem.dynamics, c.t, proposal.step, c.ys, c.first or None)
         return _Trial(proposal, step, *compensated_sum(c.ys, add(c.lows, step.increments)))
 
@@ -207,7 +209,8 @@ class _Loop:
             time=tf.where(well, t, c.time),
             moved=accepted,
             outputs=self._outputs.write(
-                c.outputs, Taken(accepted, c.interval, c.t, c.ys, proposal, step.slopes, ys)
+                c.outputs,
+                Taken(accepted, c.accepted, c.interval, c.t, c.ys, proposal, step.slopes, t, ys),
             ),
             grid=[grid.write(rows, c.accepted, c.t, c.interval, proposal) for rows in c.grid],
             kept=self._store.with_stages(kept, c.accepted, stages),
@@ -221,7 +224,8 @@ class _Loop:
         failed = tf.logical_not(is_success(status))
         each = problem.method.evaluations
         counted = c.evaluations[0] if each is None else c.attempts * each
-        outputs, rates = self._outputs.read(c.outputs, problem.ys, c.ys, failed, c.reached)
+        last = Reached(failed, c.reached, c.accepted, c.ys, c.t)
+        outputs, rates, times = self._outputs.read(c.outputs, problem.ys, last)
         kept = None
         if self._recording is not None:
             kept = Record(grid.read(c.grid[0]), c.kept, rates)
@@ -238,4 +242,5 @@ class _Loop:
                 num_backward_evaluations=tf.zeros([], tf.int32),
             ),
             record=kept,
+            times=times,
         )

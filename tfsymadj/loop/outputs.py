@@ -19,21 +19,43 @@ class Taken(NamedTuple):
 
     Attributes:
         accepted: whether it was taken.
+        number: of the steps taken before it.
         interval: index of the stop before it.
         t: time before it.
         ys: the state before it.
         proposal: `Proposal`.
         slopes: of the method's `Step`.
+        end: the time after it.
         ends: the state after it.
     """
 
     accepted: tf.Tensor
+    number: tf.Tensor
     interval: tf.Tensor
     t: tf.Tensor
     ys: list
     proposal: Any
     slopes: list
+    end: tf.Tensor
     ends: list
+
+
+class Reached(NamedTuple):
+    """Where the loop ended.
+
+    Attributes:
+        failed: whether the solve failed.
+        stop: the last stop before that.
+        accepted: the number of steps taken.
+        ys: the last state.
+        t: its time.
+    """
+
+    failed: tf.Tensor
+    stop: tf.Tensor
+    accepted: tf.Tensor
+    ys: list
+    t: tf.Tensor
 
 
 class StepCotangents(NamedTuple):
@@ -88,36 +110,90 @@ class StopOutputs:
         interval, ends = taken.interval, taken.ends
         return [buffers.set_row(r, interval + 1, y) for r, y in zip(rows, ends)]
 
-    def read(self, rows, ys0, ys, failed, reached):
-        """The stacked states, and what `cotangents` needs besides, a list.
+    def read(self, rows, ys0, last):
+        """The stacked states; their derivatives and their times, if they are wanted.
 
         Args:
             rows: what was written.
             ys0: the initial state.
-            ys: the last state.
-            failed: whether the solve failed.
-            reached: the last stop before that.
+            last: `Reached`.
         """
         if self._only_end:
-            outputs = [tf.stack([y0, y]) for y0, y in zip(ys0, ys)]
+            outputs = [tf.stack([y0, y]) for y0, y in zip(ys0, last.ys)]
         else:
             outputs = [buffers.stack_rows(r, y, self._static) for r, y in zip(rows, ys0)]
-        lost = tf.logical_and(failed, tf.range(self._num_stops) > reached)
-        return [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs], []
+        lost = tf.logical_and(last.failed, tf.range(self._num_stops) > last.stop)
+        return [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs], [], None
 
-    def last_cotangents(self, cotangents):
-        """The adjoint that the backward sweep begins with."""
+    def last_cotangents(self, cotangents, accepted):
+        """The adjoint that the backward sweep begins with, after so many steps."""
         return [g[-1] if self._only_end else tf.zeros_like(g[0]) for g in cotangents]
 
-    def add_cotangents(self, adjoints, cotangents, interval, hits_end):
-        """The adjoint after a step, with the cotangent of the output that it may end at."""
+    def add_cotangents(self, adjoints, cotangents, grid, n, accepted):
+        """The adjoint after step n, with the cotangent of the output that it may end at."""
         if self._only_end:
             return adjoints
-        ends = tf.not_equal(hits_end, 0)
+        ends, m = tf.not_equal(grid.hits_end[n], 0), grid.interval_of(n)
         return [
-            a + tf.where(ends, g[interval + 1], tf.zeros([], g.dtype))
+            a + tf.where(ends, g[m + 1], tf.zeros([], g.dtype))
             for a, g in zip(adjoints, cotangents)
         ]
+
+
+class StepOutputs:
+    """The states after all steps, as many as may be tried; after the last one it is repeated.
+
+    Args:
+        max_steps: int, or int32 scalar.
+        start: the time at which the solve begins, float64.
+    """
+
+    interpolates = False
+
+    def __init__(self, max_steps, start):
+        self._rows = max_steps + 1
+        self._static = self._rows if isinstance(max_steps, int) else None
+        self._start = start
+
+    def reserve(self, ys0):
+        first = [*ys0, self._start]
+        return [buffers.set_row(buffers.reserve_rows(self._rows, y), 0, y) for y in first]
+
+    def write(self, rows, taken):
+        # After an attempt that was rejected it is the state before, overwritten by the next one.
+        values = [*taken.ends, taken.end]
+        return [buffers.set_row(r, taken.number + 1, y) for r, y in zip(rows, values)]
+
+    def read(self, rows, ys0, last):
+        later = tf.range(self._rows) > last.accepted
+        *states, times = [
+            tf.where(_beside(later, y.shape.rank), y, buffers.stack_rows(r, y, self._static))
+            for r, y in zip(rows, [*last.ys, last.t])
+        ]
+        lost = tf.logical_and(last.failed, later)
+        states = [y + nan_where(lost, y.dtype, y.shape.rank) for y in states]
+        return states, [], tf.stop_gradient(times)
+
+    def last_cotangents(self, cotangents, accepted):
+        repeated = tf.range(self._rows) >= accepted
+        return [
+            tf.reduce_sum(
+                tf.where(_beside(repeated, g.shape.rank - 1), g, tf.zeros([], g.dtype)), 0
+            )
+            for g in cotangents
+        ]
+
+    def add_cotangents(self, adjoints, cotangents, grid, n, accepted):
+        inside = n + 1 < accepted  # the last step's is there already
+        return [
+            a + tf.where(inside, g[n + 1], tf.zeros([], g.dtype))
+            for a, g in zip(adjoints, cotangents)
+        ]
+
+
+def _beside(mask, rank):
+    """A mask of rows, to select rows whose entries have this rank."""
+    return tf.reshape(mask, [-1, *[1] * rank])
 
 
 class InterpolatedOutputs:
@@ -161,9 +237,6 @@ class InterpolatedOutputs:
         product = tf.matmul(tf.cast(weights, flat.dtype), flat)
         product = tf.reshape(product, tf.concat([[self._block], shape[1:]], 0))
         return tf.ensure_shape(product, [self._block, *stacked.shape[1:]])
-
-    def _masked(self, mask, x):
-        return tf.reshape(mask, [-1, *[1] * (x.shape.rank - 1)])
 
     def reserve(self, ys0):
         like = [tf.zeros(tf.concat([[self._block], tf.shape(y)], 0), y.dtype) for y in ys0]
@@ -213,7 +286,7 @@ class InterpolatedOutputs:
                     new.append(y + x if powers == "value" else x)
             like = new[:size] * (1 + self._with_rates)
             old = [buffers.get_row(r, q, x) for r, x in zip(lists, like)]
-            new = [tf.where(self._masked(mask, x), x, y) for x, y in zip(new, old)]
+            new = [tf.where(_beside(mask, x.shape.rank - 1), x, y) for x, y in zip(new, old)]
             lists = [buffers.set_row(r, q, x) for r, x in zip(lists, new)]
             return m + tf.reduce_sum(tf.cast(mask, tf.int32)), lists
 
@@ -227,7 +300,7 @@ class InterpolatedOutputs:
         )
         return [m, *lists]
 
-    def read(self, held, ys0, ys, failed, reached):
+    def read(self, held, ys0, last):
         m, *lists = held
         size, count = len(ys0), self._count
         static = count if isinstance(count, int) else None
@@ -240,16 +313,16 @@ class InterpolatedOutputs:
             stacked.append(tf.ensure_shape(x, [static, *y.shape]))
         outputs = [
             tf.ensure_shape(tf.concat([[y0], x[1:-1], [y]], 0), x.shape)
-            for x, y0, y in zip(stacked[:size], ys0, ys)
+            for x, y0, y in zip(stacked[:size], ys0, last.ys)
         ]
-        lost = tf.logical_and(failed, tf.range(count) >= m)
+        lost = tf.logical_and(last.failed, tf.range(count) >= m)
         outputs = [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
-        return outputs, stacked[size:]
+        return outputs, stacked[size:], None
 
-    def last_cotangents(self, cotangents):
+    def last_cotangents(self, cotangents, accepted):
         return [g[-1] for g in cotangents]
 
-    def add_cotangents(self, adjoints, cotangents, interval, hits_end):
+    def add_cotangents(self, adjoints, cotangents, grid, n, accepted):
         return adjoints
 
     def rates(self, cotangents, rates):
@@ -289,7 +362,7 @@ class InterpolatedOutputs:
             sums, totals = [], []
             for g, s, total in zip(cotangents, found.slopes, found.ys):
                 g = tf.gather(g, ids)
-                g = tf.where(self._masked(mask, g), g, tf.zeros([], g.dtype))
+                g = tf.where(_beside(mask, g.shape.rank - 1), g, tf.zeros([], g.dtype))
                 flat = tf.reshape(g, [self._block, -1])
                 s += tf.reshape(tf.matmul(tf.cast(weights, g.dtype), flat), tf.shape(s))
                 sums.append(s)
@@ -319,6 +392,8 @@ class InterpolatedOutputs:
 
 def outputs_of(problem):
     """How a problem's outputs are made."""
+    if problem.every_step:
+        return StepOutputs(problem.max_steps, problem.stops[0])
     if problem.between is None:
         return StopOutputs(problem.num_stops)
     return InterpolatedOutputs(problem.method, problem.between, problem.ys, problem.with_time)

@@ -28,9 +28,11 @@ class Problem:
         known_length: whether exactly `max_steps` steps are taken.
         first_step: float64 scalar or None for an automatic one.
         min_step: float.
+        max_step: float, or None without a bound.
         with_time: whether `stops` and `between` may need a gradient.
         between: float64 vector of the times of the outputs, from the first to the last of two
             stops, where the others are interpolated; None: the outputs are the stops.
+        every_step: whether the outputs are the ends of all steps.
     """
 
     dynamics: ClosedDynamics
@@ -43,7 +45,9 @@ class Problem:
     first_step: Any
     min_step: float
     with_time: bool
+    max_step: Any = None
     between: tf.Tensor | None = None
+    every_step: bool = False
 
     @property
     def num_stops(self) -> Any:
@@ -99,6 +103,7 @@ class Outcome(NamedTuple):
         time: the time at which the solve ended, float64.
         stats: `Stats`.
         record: `Record`, or None without a recording.
+        times: the times of the outputs, where the solver chose them.
     """
 
     ys: list
@@ -106,3 +111,4 @@ class Outcome(NamedTuple):
     time: tf.Tensor
     stats: Stats
     record: Record | None = None
+    times: tf.Tensor | None = None

@@ -32,6 +32,18 @@ class Proposal(NamedTuple):
     time_fraction: tf.Tensor
     step_fraction: tf.Tensor
 
+    def at_most(self, t: tf.Tensor, max_step: tf.Tensor) -> "Proposal":
+        """The proposal from time `t`, cut to a size that it must not exceed."""
+        long = tf.abs(self.step) > max_step
+        step = tf.where(long, tf.sign(self.step) * max_step, self.step)
+        return Proposal(
+            step,
+            tf.where(long, t + step, self.end),
+            tf.logical_and(self.hits_end, tf.logical_not(long)),
+            self.time_fraction,
+            tf.where(long, tf.zeros_like(self.step_fraction), self.step_fraction),
+        )
+
 
 class Controller(Configured):
     """What the loop asks of a controller; derive your own from this class.
