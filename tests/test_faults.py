@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run, slow
+from helpers.modes import run, slow
 
 import tfsymadj
 from tfsymadj.layers import ODELayer
