@@ -14,9 +14,6 @@ def decay(t, y):
     return -y
 
 
-# Debugging switches
-
-
 GRADIENTS = [
     "symplectic_adjoint",
     "backprop",

@@ -1,6 +1,6 @@
 """Faults injected into dynamics and inputs: each one speaks, and leaves everything usable.
 
-Failures of the numbers (NaN, poles, steps exhausted) are in test_solve.py.
+Failures of the numbers (NaN, poles, steps exhausted) are in loop/test_failures.py.
 """
 
 import os

@@ -8,16 +8,11 @@ from helpers.modes import XLA_SLOW, run, slow
 import tfsymadj
 
 HALF = [tf.float16, tf.bfloat16]
-
-
 EPSILON = {tf.float16: 2.0**-10, tf.bfloat16: 2.0**-7}
 
 
 def decay(t, y):
     return -y
-
-
-# Half precision
 
 
 @pytest.mark.parametrize("mode", XLA_SLOW)

@@ -16,8 +16,6 @@ from tfsymadj import (
 )
 
 FIXED = dict(method="rk4", num_steps=20)
-
-
 ADAPTIVE = dict(method="dopri5", rtol=1e-4, atol=1e-6, max_steps=200)
 
 

@@ -12,9 +12,7 @@ import tensorflow as tf
 from helpers.modes import slow
 
 from tfsymadj.callbacks import KeepWeights
-from tfsymadj.layers import (
-    ODELayer,
-)
+from tfsymadj.layers import ODELayer
 from tfsymadj.solution import MESSAGES, Status
 
 JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
@@ -23,9 +21,6 @@ JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 def x_and_y(size=2, batch=4):
     x = np.random.default_rng(0).normal(size=(batch, size)).astype("float32")
     return x, 0.5 * x
-
-
-# Steps that fail in `fit`
 
 
 class Square(keras.layers.Layer):

@@ -18,9 +18,6 @@ def decay(t, y):
     return -y
 
 
-# Where warnings point
-
-
 def here():
     """The line that calls this."""
     return sys._getframe(1).f_lineno

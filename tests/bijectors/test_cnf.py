@@ -12,19 +12,11 @@ from helpers.gradients import relative_error
 from helpers.modes import MODES, XLA_SLOW, run, slow
 
 import tfsymadj
-from tfsymadj.bijectors import (
-    CNF,
-)
+from tfsymadj.bijectors import CNF
 
 tfb, tfd = tfp.bijectors, tfp.distributions
-
-
 FIXED = dict(method="heun", num_steps=3)
-
-
 FINE = dict(method="rk4", num_steps=40)
-
-
 TIGHT = dict(method="dopri5", rtol=1e-9, atol=1e-9)
 
 

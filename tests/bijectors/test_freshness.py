@@ -14,19 +14,10 @@ from helpers.flows import MATRIX, Weighted, conditioned, normal, points
 from helpers.gradients import relative_error
 from helpers.modes import MODES, run, slow
 
-from tfsymadj.bijectors import (
-    CNF,
-    FlowSolution,
-    HutchinsonTrace,
-    Logit,
-)
+from tfsymadj.bijectors import CNF, FlowSolution, HutchinsonTrace, Logit
 
 tfb, tfd = tfp.bijectors, tfp.distributions
-
-
 FIXED = dict(method="euler", num_steps=2)
-
-
 METHODS = [
     "forward", "inverse", "forward_log_det_jacobian", "inverse_log_det_jacobian",
     "forward_solution", "inverse_solution",
@@ -171,8 +162,6 @@ CASES = {
     "closure, assigned": variable_of_a_closure,
     "closure, array": array_of_a_closure,
 }  # fmt: skip
-
-
 CHANGES = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
@@ -518,8 +507,6 @@ HOLDERS = {
     "distribution": (subdistribution, 3),
     "of a diagonal normal": (lambda flow: tfd.TransformedDistribution(normal(), flow), 0),
 }
-
-
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda x: pickle.loads(pickle.dumps(x)),

@@ -7,14 +7,9 @@ from helpers.flows import Field, Weighted, normal, points
 from helpers.gradients import relative_error
 from helpers.modes import MODES, run, slow
 
-from tfsymadj.bijectors import (
-    CNF,
-    ode_solve_fn,
-)
+from tfsymadj.bijectors import CNF, ode_solve_fn
 
 tfb, tfd = tfp.bijectors, tfp.distributions
-
-
 FIXED = dict(method="heun", num_steps=3)
 
 
@@ -41,9 +36,6 @@ def test_ode_solve_fn_in_ffjord(mode):
 
 
 EULER = dict(method="euler", num_steps=2)
-
-
-# Other faces
 
 
 def make_ffjord(field, **options):

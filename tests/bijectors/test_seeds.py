@@ -8,11 +8,7 @@ from helpers.flows import conditioned, points
 from helpers.gradients import relative_error
 from helpers.modes import MODES, run
 
-from tfsymadj.bijectors import (
-    CNF,
-    dequantize,
-    seeds,
-)
+from tfsymadj.bijectors import CNF, dequantize, seeds
 
 FIXED = dict(method="euler", num_steps=2)
 

@@ -7,18 +7,9 @@ from helpers.flows import Field, normal, points
 from helpers.gradients import relative_error
 from helpers.modes import MODES, XLA_SLOW, run
 
-from tfsymadj import (
-    Backprop,
-)
-from tfsymadj.bijectors import (
-    CNF,
-    ExactTrace,
-    HutchinsonTrace,
-    HutchPlusPlusTrace,
-)
+from tfsymadj import Backprop
+from tfsymadj.bijectors import CNF, ExactTrace, HutchinsonTrace, HutchPlusPlusTrace
 from tfsymadj.bijectors.traces import Trace
-
-# Traces
 
 
 class Probes(Trace):
@@ -53,14 +44,7 @@ def test_own_trace():
 
 
 FIXED = dict(method="heun", num_steps=3)
-
-
 TIGHT = dict(method="dopri5", rtol=1e-9, atol=1e-9)
-
-
-# Traces
-
-
 TRACE_OBJECTS = [
     ExactTrace(),
     HutchinsonTrace(),

@@ -9,9 +9,6 @@ from tfsymadj.checkpoints import buffers
 JIT = pytest.mark.parametrize("jit", [None, True], ids=["graph", "xla"])
 
 
-# Buffers
-
-
 @JIT
 def test_device_index_tells_xla(jit):
     @tf.function(jit_compile=jit)

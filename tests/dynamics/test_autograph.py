@@ -11,8 +11,6 @@ from helpers.modes import XLA_SLOW, run
 
 import tfsymadj
 
-# Python control flow on tensors
-
 
 def bent(t, y):
     if t < 0.5:

@@ -11,16 +11,11 @@ from tfsymadj import Backprop
 from tfsymadj.dynamics import calling
 
 FIXED = dict(method="euler", num_steps=4)
-
-
 Y0 = tf.ones([4, 3])
 
 
 def solve(dynamics, y0=Y0, **options):
     return tfsymadj.odeint(dynamics, y0, [0.0, 1.0], **(FIXED | options))
-
-
-# Kinds of dynamics
 
 
 class TimeLayer(keras.layers.Layer):

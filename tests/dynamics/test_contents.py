@@ -4,8 +4,6 @@ import keras
 
 from tfsymadj.dynamics import contents
 
-# What they hold
-
 
 def closing_over(x):
     return lambda t, y: x

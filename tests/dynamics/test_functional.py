@@ -9,17 +9,10 @@ import tensorflow as tf
 from helpers.modes import slow
 
 import tfsymadj
-from tfsymadj.layers import (
-    ODELayer,
-)
+from tfsymadj.layers import ODELayer
 
 FEW = dict(method="rk4", num_steps=2)
-
-
 XLA_SLOW = pytest.mark.parametrize("jit", [False, slow(True)], ids=["graph", "xla"])
-
-
-# Functional models get their inputs by name
 
 
 def scalars(*names):
@@ -35,8 +28,6 @@ def pendulum(outputs=lambda q, p: {"q": 1.0 * p, "p": -2.0 * q}, inputs=list):
 
 
 State = collections.namedtuple("State", ["q", "p"])
-
-
 STATES = {
     "dict": lambda q, p: {"q": q, "p": p},
     "flipped": lambda q, p: {"p": p, "q": q},

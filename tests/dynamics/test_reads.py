@@ -9,13 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import tfsymadj
-from tfsymadj import (
-    Backprop,
-    ContinuousAdjoint,
-    SolveCheckpoint,
-    StepCheckpoint,
-    SymplecticAdjoint,
-)
+from tfsymadj import Backprop, ContinuousAdjoint, SolveCheckpoint, StepCheckpoint, SymplecticAdjoint
 
 STEPS = 2
 

@@ -9,16 +9,11 @@ from helpers.problems import loss
 import tfsymadj
 
 FIXED = dict(method="euler", num_steps=4)
-
-
 Y0 = tf.ones([4, 3])
 
 
 def solve(dynamics, y0=Y0, **options):
     return tfsymadj.odeint(dynamics, y0, [0.0, 1.0], **(FIXED | options))
-
-
-# Dynamics that change between two evaluations
 
 
 counter = tf.Variable(0.0)

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
 
 

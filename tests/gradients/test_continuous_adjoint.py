@@ -8,14 +8,9 @@ from helpers.modes import MODES, run, slow
 from helpers.problems import everything, mlp
 
 import tfsymadj
-from tfsymadj import (
-    Backprop,
-    ContinuousAdjoint,
-)
+from tfsymadj import Backprop, ContinuousAdjoint
 
 FIXED = dict(method="rk4", num_steps=4)
-
-
 TIGHT = ContinuousAdjoint(rtol=1e-12, atol=1e-12, method="dopri8")
 
 

@@ -9,24 +9,12 @@ from helpers.modes import MODES, XLA_SLOW, run, slow
 from helpers.problems import everything, loss, mlp
 
 import tfsymadj
-from tfsymadj import (
-    Backprop,
-    ContinuousAdjoint,
-    SolveCheckpoint,
-    StepCheckpoint,
-    SymplecticAdjoint,
-)
+from tfsymadj import Backprop, ContinuousAdjoint, SolveCheckpoint, StepCheckpoint, SymplecticAdjoint
 from tfsymadj.gradients import GRADIENTS
 
 EXACT = [SolveCheckpoint(), StepCheckpoint()]
-
-
 FIXED = dict(method="rk4", num_steps=4)
-
-
 ADAPTIVE = dict(method="dopri5", rtol=1e-5, atol=1e-5, max_steps=64)
-
-
 TIGHT = ContinuousAdjoint(rtol=1e-12, atol=1e-12, method="dopri8")
 
 
@@ -122,9 +110,6 @@ def test_layers_restore_gradient_objects():
         layer = tfsymadj.ODELayer(keras.layers.Dense(2), gradient=gradient)
         again = tfsymadj.ODELayer.from_config(layer.get_config())
         assert again.options.gradient == gradient
-
-
-# Several dtypes
 
 
 @pytest.mark.parametrize("mode", XLA_SLOW)

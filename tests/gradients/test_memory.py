@@ -7,12 +7,7 @@ from helpers.memory import MIB, STATE_SIZE, peak, rk4
 from helpers.modes import MODES, slow
 
 import tfsymadj
-from tfsymadj import (
-    Backprop,
-    ContinuousAdjoint,
-    StepCheckpoint,
-    SymplecticAdjoint,
-)
+from tfsymadj import Backprop, ContinuousAdjoint, StepCheckpoint, SymplecticAdjoint
 
 
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", "xla"])
@@ -70,9 +65,6 @@ def test_backprop_holds_everything():
     assert everything > 400 * 4 * STATE_SIZE
     # By the states alone it would be 1600 to 2 sqrt(1600).
     assert everything > 10 * peak(SymplecticAdjoint(), "graph", **rk4(400))
-
-
-# Memory
 
 
 @pytest.mark.slow

@@ -9,9 +9,6 @@ import tfsymadj
 FIXED = dict(method="rk4", num_steps=4)
 
 
-# Without a gradient
-
-
 def test_no_gradient_refuses_to_be_differentiated():
     variable = tf.Variable(0.5)
 

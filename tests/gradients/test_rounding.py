@@ -6,13 +6,7 @@ import tensorflow as tf
 from helpers.modes import run, slow
 
 import tfsymadj
-from tfsymadj import (
-    Backprop,
-    StepCheckpoint,
-    SymplecticAdjoint,
-)
-
-# Rounding
+from tfsymadj import Backprop, StepCheckpoint, SymplecticAdjoint
 
 
 def contractive(dtype):

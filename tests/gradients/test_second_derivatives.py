@@ -10,9 +10,6 @@ from helpers.problems import loss
 import tfsymadj
 from tfsymadj import Backprop, SymplecticAdjoint
 
-# Second derivatives
-
-
 HEUN, BOSH3 = dict(method="heun", num_steps=3), dict(method="bosh3", rtol=1e-3, max_steps=50)
 
 

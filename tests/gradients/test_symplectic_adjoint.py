@@ -11,17 +11,10 @@ import tfsymadj
 from tfsymadj import METHODS, Backprop, SymplecticAdjoint
 
 ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.adaptive]
-
-
 SHORT = dict(method="rk4", num_steps=3)
-
-
 FIXED_OR_PI = pytest.mark.parametrize(
     "options", [dict(method="rk4", num_steps=5), dict(rtol=1e-4, max_steps=64)], ids=["rk4", "pi"]
 )
-
-
-# Against back-propagation over the same steps
 
 
 def compare(problem, gradient, mode, tolerance, **options):

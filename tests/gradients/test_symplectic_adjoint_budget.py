@@ -13,8 +13,6 @@ from tfsymadj import Backprop, SymplecticAdjoint
 from tfsymadj.checkpoints import budget
 
 FIXED = dict(method="rk4", num_steps=9)
-
-
 ADAPTIVE = dict(method="dopri5", rtol=1e-7, atol=1e-7, max_steps=200)
 
 

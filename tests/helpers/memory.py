@@ -9,11 +9,7 @@ import tfsymadj
 from helpers.modes import run
 
 MIB = 2**20
-
-
 STATE = (512, 64)
-
-
 STATE_SIZE = 512 * 64 * 4
 
 

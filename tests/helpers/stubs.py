@@ -1,20 +1,19 @@
 """Stubs of what the package takes, to test what takes them alone."""
 
+import contextlib
+
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj import (
-    Backprop,
-    Controller,
-    PIController,
-)
+from tfsymadj import Backprop, Controller, PIController
+from tfsymadj.arithmetic import beside
 from tfsymadj.checkpoints.recording import Recording
+from tfsymadj.dynamics.closing import Sources
 from tfsymadj.loop.integrate import integrate
 from tfsymadj.loop.problem import Problem
-from tfsymadj.methods import get_method
+from tfsymadj.methods import Method, get_method
+from tfsymadj.methods.method import Step
 from tfsymadj.steps import Proposal
-
-# Configs
 
 
 class Scaled(Backprop):
@@ -124,3 +123,78 @@ KEEP = Recording(stride=1, rows=50)
 def accepted_steps(outcome):
     n, grid = int(outcome.stats.num_accepted), outcome.record.grid
     return grid.h.numpy()[:n], grid.hits_end.numpy()[:n]
+
+
+class Lanes:
+    """Closed dynamics of a real and a complex tensor whose time may be one for each lane."""
+
+    variables, live = (), [0, 1]
+
+    def __init__(self):
+        random = np.random.default_rng(3)
+        self.captured = [tf.constant(random.normal(size=(3, 3))), tf.constant(0.7, tf.float64)]
+
+    def __call__(self, t, ys):
+        y, z = ys
+        weights, rate = self.captured
+        size = 0.1 * tf.reduce_sum(tf.math.real(z * tf.math.conj(z)), [1, 2])
+        dy = tf.tanh(y @ weights) * tf.cos(beside(rate * t, y)) + tf.sin(size)[:, tf.newaxis]
+        turn = beside(t * tf.reduce_sum(y, 1), z)
+        dz = tf.complex(-rate, turn) * z
+        return [dy, dz]
+
+    def substituted(self):
+        return contextlib.nullcontext()
+
+    def sources(self, ys, times=()):
+        return Sources(list(ys), self.captured, [], list(times))
+
+    def vjp(self, t, ys, cotangents, with_values=False):
+        sources = self.sources(ys, [t] if with_values else [])
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            values = self(t, ys)
+        found = tape.gradient(values, sources, output_gradients=cotangents)
+        return found, values if with_values else None
+
+
+class TwoEulers(Method):
+    """Euler's method, from the time 1/2 on in two halves: steps count their evaluations."""
+
+    name, order, stages, evaluations, adjoint_evaluations = "two_eulers", 1, 1, None, 2
+
+    def step(self, dynamics, t, h, ys, first=None):
+        late = t >= 0.5
+
+        def euler(t, h, ys):
+            return [y + tf.cast(h, y.dtype) * d for y, d in zip(ys, dynamics(t, ys))]
+
+        def halves():
+            return euler(t + 0.5 * h, 0.5 * h, euler(t, 0.5 * h, ys))
+
+        ends = tf.cond(late, halves, lambda: euler(t, h, ys))
+        increments = [end - y for end, y in zip(ends, ys)]
+        return Step(
+            ys=ends,
+            increments=increments,
+            errors=None,
+            stages=[list(ys)],
+            slopes=[],
+            evaluations=tf.where(late, 2, 1),
+        )
+
+
+class Refusing(Told):
+    """Steps of given sizes, of which it refuses some."""
+
+    adaptive = False
+
+    def __init__(self, steps, refused):
+        super().__init__(steps)
+        self.refused = tf.constant(refused, tf.int32)
+
+    def get_config(self):
+        return {"steps": self.steps, "refused": self.refused}
+
+    def adapt(self, state, proposal, error):
+        return tf.reduce_all(tf.not_equal(self.refused, state)), state + 1

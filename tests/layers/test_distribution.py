@@ -9,11 +9,7 @@ import sys
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
-
-
 _MIRRORED = """
 import contextlib, json, sys
 import keras, numpy as np, tensorflow as tf

@@ -19,11 +19,7 @@ from tfsymadj.layers import (
 )
 
 FEW = dict(method="rk4", num_steps=2)
-
-
 JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
-
-
 XLA_SLOW = pytest.mark.parametrize("jit", [False, slow(True)], ids=["graph", "xla"])
 
 
@@ -126,8 +122,6 @@ LAYERS = {
     "hamilton": (lambda: HamiltonianDynamics(keras.layers.Dense(2)), [(4, 6)], (4, 6)),
     "second": (lambda: SecondOrderDynamics(keras.layers.Dense(3)), [(4, 6)], (4, 6)),
 }  # fmt: skip
-
-
 EVERY = pytest.mark.parametrize("name", LAYERS)
 
 

@@ -14,11 +14,7 @@ import tfsymadj
 from tfsymadj.layers import ConcatSquash, ConcatTime, ODELayer, RescaledTime, TimeSequential
 
 FIXED = dict(method="rk4", num_steps=4)
-
-
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
-
-
 Y = np.sum(X**2, axis=1, keepdims=True)
 
 

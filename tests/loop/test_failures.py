@@ -11,12 +11,7 @@ from helpers.problems import loss
 from helpers.stubs import Told, loop
 
 import tfsymadj
-from tfsymadj import (
-    Backprop,
-    ButcherTableau,
-    Status,
-    SymplecticAdjoint,
-)
+from tfsymadj import Backprop, ButcherTableau, Status, SymplecticAdjoint
 
 
 @pytest.mark.parametrize("ts", [(0.0, 1.0, 0.5), (0.0, 0.0), (0.0, np.nan), (0.0, np.inf)])
@@ -35,16 +30,11 @@ def test_loop_refuses_a_state_that_is_not_finite():
 
 
 FIXED = dict(method="rk4", num_steps=20)
-
-
 ADAPTIVE = dict(method="dopri5", rtol=1e-4, atol=1e-6, max_steps=200)
 
 
 def decay(t, y):
     return -y
-
-
-# Failures
 
 
 def nan_from_one(t, y):

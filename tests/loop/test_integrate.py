@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.stubs import KEEP, ByHand, Told, accepted_steps, loop
+from helpers.stubs import KEEP, ByHand, Refusing, Told, TwoEulers, accepted_steps, loop
 
-from tfsymadj import (
-    Status,
-)
+import tfsymadj
+from tfsymadj import Status
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -117,3 +116,35 @@ def test_loop_of_fixed_steps_asks_for_no_error():
     result = loop(Fixed([0.5, 0.3, 0.2]), dynamics=ByHand(lambda t: 1.0 + 0.0 * t))
     np.testing.assert_allclose(result.ys[0][1, 0], ((0.5 * 1.3 + 0.3) * 1.2 + 0.2), rtol=1e-14)
     assert int(result.stats.num_steps) == 3
+
+
+def test_loop_takes_the_counts_of_a_method_that_counts():
+    dynamics = ByHand(lambda t: 1.0 + 0.0 * t)
+    result = loop(Refusing([0.25], []), dynamics=dynamics, method=TwoEulers())
+    assert int(result.status) == Status.SUCCESS
+    assert int(result.stats.num_evaluations) == len(dynamics.times) == 2 * 1 + 2 * 2
+    np.testing.assert_allclose(result.ys[0][1], 1.25**2 * 1.125**4 - 1.0, rtol=1e-14)
+
+
+@pytest.mark.parametrize("gradient", ["backprop", tfsymadj.NoGradient()], ids=repr)
+def test_counts_of_a_method_that_counts_arrive_in_the_statistics(gradient):
+    solution = tfsymadj.solve(
+        lambda t, y: y, [1.0], [0.0, 1.0], method=TwoEulers(), num_steps=4, gradient=gradient
+    )
+    assert int(solution.stats.num_evaluations) == 6
+    np.testing.assert_allclose(solution.y[-1], [1.25**2 * 1.125**4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("refused", [[0], [1], [0, 1, 3], [4]])
+def test_loop_of_fixed_steps_stays_where_it_was_after_a_refused_one(refused):
+    steps = [0.1, 0.2, 0.15, 0.25, 0.05, 0.5, 0.5, 0.5]
+    dynamics = ByHand(lambda t: 1.0 + 0.0 * t)
+    result = loop(Refusing(steps, refused), dynamics=dynamics, recording=KEEP)
+    assert int(result.status) == Status.SUCCESS
+    assert int(result.stats.num_rejected) == len(refused)
+    h, _ = accepted_steps(result)
+    taken = [x for i, x in enumerate(steps) if i not in refused][: len(h) - 1]
+    np.testing.assert_allclose(h, [*taken, 1.0 - sum(taken)], rtol=1e-13)
+    states = np.cumprod(1.0 + h) - 1.0
+    np.testing.assert_allclose(result.ys[0][1], np.full(2, states[-1]), rtol=1e-13)
+    np.testing.assert_allclose(result.record.kept.states[0][1 : len(h), 0], states[:-1], rtol=1e-13)

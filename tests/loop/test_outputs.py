@@ -9,8 +9,6 @@ from helpers.problems import PENDULUM0, pendulum
 
 import tfsymadj
 
-# Output times
-
 
 @pytest.mark.parametrize(
     "options",

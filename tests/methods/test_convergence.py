@@ -11,9 +11,6 @@ from tfsymadj import METHODS, ButcherTableau
 ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.adaptive]
 
 
-# Accuracy
-
-
 # The end, and the numbers of steps: so many that the asymptotic regime is reached (late for tsit5,
 # whose leading error terms are small), so few that rounding and the reference (1e-14) have no part.
 GRIDS = {1: (2.0, (256, 512, 1024)), 8: (6.0, (24, 32, 45)), "tsit5": (20.0, (362, 512, 724))}

@@ -1,19 +1,9 @@
 """Methods by name."""
 
 import pytest
+from helpers.tableaus import GOOD
 
 from tfsymadj.methods import METHODS, ButcherTableau, get_method
-
-# A correct tableau for the tests of errors to spoil.
-GOOD = dict(
-    name="mine",
-    order=2,
-    c=(0, 1),
-    a=((), (1,)),
-    b=(0.5, 0.5),
-    b_error=(-0.5, 0.5),
-    embedded_order=1,
-)
 
 
 def test_get_method():

@@ -10,8 +10,6 @@ from tfsymadj.dynamics.calling import as_function
 from tfsymadj.dynamics.closing import Sources, close
 from tfsymadj.methods import get_method
 
-# The bilinear form
-
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5", slow("dopri8")])
 def test_bilinear_form_is_conserved(method):

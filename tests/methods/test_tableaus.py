@@ -9,22 +9,11 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from helpers.tableaus import GOOD
 
 from tfsymadj.methods import METHODS, ButcherTableau, tables
 
 ALL = [pytest.param(tableau, id=name) for name, tableau in METHODS.items()]
-
-
-# A correct tableau for the tests of errors to spoil.
-GOOD = dict(
-    name="mine",
-    order=2,
-    c=(0, 1),
-    a=((), (1,)),
-    b=(0.5, 0.5),
-    b_error=(-0.5, 0.5),
-    embedded_order=1,
-)
 
 
 def two_stages(alpha):

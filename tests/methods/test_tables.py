@@ -6,8 +6,6 @@ import pytest
 from tfsymadj.methods import METHODS, order_conditions, tables
 
 ALL = [pytest.param(tableau, id=name) for name, tableau in METHODS.items()]
-
-
 ADAPTIVE = [pytest.param(tableau, id=name) for name, tableau in METHODS.items() if tableau.adaptive]
 
 

@@ -7,8 +7,6 @@ import tensorflow as tf
 
 from tfsymadj import _platform
 
-# Lines of code
-
 
 @tf.autograph.experimental.do_not_convert
 def generated_line():

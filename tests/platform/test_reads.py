@@ -23,9 +23,6 @@ def by_two(variable):
     return _platform.substituted(substitute)
 
 
-# Variable reads
-
-
 def test_plain_reads(variable):
     assert float(variable) == 1.0
     assert float(variable + 1.0) == 2.0

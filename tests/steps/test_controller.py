@@ -7,19 +7,12 @@ from helpers.modes import MODES, XLA_SLOW, run
 from helpers.stubs import Most
 
 import tfsymadj
-from tfsymadj import (
-    ConstantSteps,
-    ContinuousAdjoint,
-    Controller,
-)
+from tfsymadj import ConstantSteps, ContinuousAdjoint, Controller
 from tfsymadj.steps import Proposal
 
 
 def decay(t, y):
     return -y
-
-
-# Controllers
 
 
 class Halving(Controller):

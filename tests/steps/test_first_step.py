@@ -8,11 +8,7 @@ from helpers.problems import PENDULUM0, pendulum, pendulum_exactly, ramp
 from helpers.stubs import Told, loop
 
 import tfsymadj
-from tfsymadj import (
-    METHODS,
-    PIController,
-    Status,
-)
+from tfsymadj import METHODS, PIController, Status
 
 
 def test_first_step_by_hand_is_within_bounds():

@@ -9,8 +9,6 @@ from helpers.problems import PENDULUM0, pendulum
 import tfsymadj
 from tfsymadj import METHODS
 
-# Step sizes and counts
-
 
 @pytest.mark.parametrize(
     "step_size, times, steps",

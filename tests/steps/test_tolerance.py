@@ -6,8 +6,6 @@ from helpers.problems import PENDULUM0, pendulum
 
 import tfsymadj
 
-# Tolerances and controllers
-
 
 def test_tolerances_as_nests_and_arrays():
     def dynamics(t, y):
