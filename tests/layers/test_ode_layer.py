@@ -314,3 +314,18 @@ def test_bad_options_are_refused_when_the_layer_is_made():
         ODELayer(3)
     with pytest.raises(ValueError, match="`units`.*Received"):
         ConcatSquash(0)
+
+
+def test_repr_shows_what_is_no_default():
+    layer = ODELayer(keras.layers.Dense(2, name="net"), t=(0, 1, 2), name="ode", **FIXED)
+    end = "name='ode', t=(0.0, 1.0, 2.0), method='rk4', num_steps=4, built="
+    assert repr(layer) == f"<ODELayer of {layer.dynamics!r}: {end}False>"
+    layer(np.ones([1, 2], "float32"))
+    assert repr(layer) == f"<ODELayer of {layer.dynamics!r}: {end}True>"
+
+    class Own(ODELayer):
+        pass
+
+    text = repr(Own(decay, name="own"))
+    assert text.startswith("<Own of <function decay")
+    assert text.endswith(": name='own', t=(0.0, 1.0), built=False>")
