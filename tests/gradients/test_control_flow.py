@@ -244,8 +244,17 @@ def test_jacobian(options):
 # Dynamics with a trace of their own
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
-@pytest.mark.parametrize("inner", [False, True], ids=["is", "calls"])
+@pytest.mark.parametrize(
+    "inner, mode",
+    [
+        pytest.param(False, "eager", id="is-eager"),
+        slow(False, "graph", id="is-graph"),
+        slow(False, "xla", id="is-xla"),
+        slow(True, "eager", id="calls-eager"),
+        pytest.param(True, "graph", id="calls-graph"),
+        slow(True, "xla", id="calls-xla"),
+    ],
+)
 def test_traced_dynamics(mode, inner):
     problem = mlp(hidden=4)
     traced = tf.function(problem.dynamics)

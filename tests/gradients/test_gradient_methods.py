@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, counts, gradients, relative_error
-from helpers.modes import MODES, XLA_SLOW, run, slow
+from helpers.modes import MODES, XLA_SLOW, partly_slow, run, slow
 from helpers.problems import everything, loss, mlp
 
 import tfsymadj
@@ -19,8 +19,15 @@ TIGHT = ContinuousAdjoint(rtol=1e-12, atol=1e-12, method="dopri8")
 
 
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
-@pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["rk4", "dopri5"])
-@pytest.mark.parametrize("gradient", EXACT, ids=repr)
+@pytest.mark.parametrize(
+    "gradient, options",
+    [
+        pytest.param(EXACT[0], FIXED, id=f"{EXACT[0]}-rk4"),
+        slow(EXACT[0], ADAPTIVE, id=f"{EXACT[0]}-dopri5"),
+        slow(EXACT[1], FIXED, id=f"{EXACT[1]}-rk4"),
+        pytest.param(EXACT[1], ADAPTIVE, id=f"{EXACT[1]}-dopri5"),
+    ],
+)
 def test_exact_methods_agree(gradient, options, mode):
     actual = gradients(everything(), gradient, mode, **options)
     expected = gradients(everything(), Backprop(), mode, **options)
@@ -87,7 +94,7 @@ def test_a_failed_solve_has_no_gradient(name, mode):
     assert np.all(np.isnan(gradient))
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("name", partly_slow(GRADIENTS, "backprop", "baseline", "aca"))
 def test_in_a_layer(name, tmp_path):
     keras.utils.set_random_seed(0)
     layer = tfsymadj.ODELayer(
@@ -112,7 +119,7 @@ def test_layers_restore_gradient_objects():
         assert again.options.gradient == gradient
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("gradient", [SymplecticAdjoint(), *EXACT], ids=repr)
 def test_parts_of_several_dtypes(gradient, mode):
     weight = tf.Variable(0.5)

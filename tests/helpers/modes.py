@@ -9,6 +9,11 @@ def slow(*values, **options):
     return pytest.param(*values, marks=pytest.mark.slow, **options)
 
 
+def partly_slow(values, *slow_ones):
+    """All of `values`, some of them for the long runs only; what is new is in the fast suite."""
+    return [slow(value) if value in slow_ones else value for value in values]
+
+
 #: Ways to run a computation: op by op, as a graph, compiled by XLA.
 MODES = ("eager", "graph", "xla")
 
