@@ -193,9 +193,17 @@ def test_no_method_gives_an_old_answer(case, mode):
 
 @pytest.mark.parametrize(
     "case",
-    ["seed, variable", "own seed, Keras variable", "condition, array", "end, variable", "layer",
-     "condition, variable in a dict", "closure, number", "closure, assigned"],
-)  # fmt: skip
+    [
+        "seed, variable",
+        slow("own seed, Keras variable"),
+        "condition, array",
+        slow("end, variable"),
+        "layer",
+        slow("condition, variable in a dict"),
+        slow("closure, number"),
+        slow("closure, assigned"),
+    ],
+)
 def test_nor_does_any_within_one_graph(case):
     test_no_method_gives_an_old_answer(CASES[case], "graph")
 
@@ -433,8 +441,10 @@ def solves(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-@pytest.mark.parametrize("tapes", [0, 1, 2])
+@pytest.mark.parametrize(
+    "tapes, mode",
+    [(0, "eager"), slow(0, "graph"), (1, "eager"), (1, "graph"), (2, "eager"), slow(2, "graph")],
+)
 def test_one_solve_for_each_flow(tapes, mode, solves):
     """Also under tapes, with conditions, in nested chains with a flow that occurs twice."""
     flow = CNF(conditioned, name="a", **FIXED)
