@@ -529,8 +529,15 @@ def evaluate(x):
     return x.forward(points(4, 3)) + x.inverse_log_det_jacobian(points(4, 3))[:, tf.newaxis]
 
 
-@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
-@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize(
+    "how, used",
+    [
+        pytest.param("deepcopy", False, id="deepcopy-fresh"),
+        slow("deepcopy", True, id="deepcopy-used"),
+        slow("pickle", False, id="pickle-fresh"),
+        pytest.param("pickle", True, id="pickle-used"),
+    ],
+)
 @pytest.mark.parametrize(
     "make, holder",
     [(Weighted, holder) for holder in HOLDERS] + [(registered, "flow"), (sequential, "shared")],
@@ -642,7 +649,7 @@ def iterated(flow, x, i):
     flow.last = flow.forward(getattr(flow, "last", x))
 
 
-@pytest.mark.parametrize("wrap", [lambda flow: flow, lambda flow: tfb.Chain([flow])])
+@pytest.mark.parametrize("wrap", [slow(lambda flow: flow), lambda flow: tfb.Chain([flow])])
 @pytest.mark.parametrize(
     "call", [with_new_inputs, with_new_seeds, with_new_weights, under_tapes, iterated],
     ids=lambda call: call.__name__,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT32, FLOAT64, gradients, relative_error
-from helpers.modes import MODES, XLA_SLOW, partly_slow, run, slow
+from helpers.modes import MODES, partly_slow, run, slow
 from helpers.problems import everything, loss, mlp
 
 import tfsymadj
@@ -12,9 +12,8 @@ from tfsymadj import METHODS, Backprop, SymplecticAdjoint
 
 ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.adaptive]
 SHORT = dict(method="rk4", num_steps=3)
-FIXED_OR_PI = pytest.mark.parametrize(
-    "options", [dict(method="rk4", num_steps=5), dict(rtol=1e-4, max_steps=64)], ids=["rk4", "pi"]
-)
+RK4, PI = dict(method="rk4", num_steps=5), dict(rtol=1e-4, max_steps=64)
+FIXED_OR_PI = pytest.mark.parametrize("options", [RK4, PI], ids=["rk4", "pi"])
 
 
 def compare(problem, gradient, mode, tolerance, **options):
@@ -56,10 +55,24 @@ def test_equals_backprop_with_everything_eager_and_xla(mode):
     compare(everything(), SymplecticAdjoint(), mode, FLOAT64, **options)
 
 
-@pytest.mark.parametrize("mode", ["eager", "xla"])
-@pytest.mark.parametrize("checkpoints", ["auto", slow("steps"), slow("stages")])
-@FIXED_OR_PI
-def test_equals_backprop_eager_and_xla(mode, checkpoints, options):
+@pytest.mark.parametrize(
+    "options, checkpoints, mode",
+    [
+        pytest.param(PI, "auto", "eager", id="pi-auto-eager"),
+        pytest.param(RK4, "auto", "xla", id="rk4-auto-xla"),
+        slow(RK4, "auto", "eager", id="rk4-auto-eager"),
+        slow(PI, "auto", "xla", id="pi-auto-xla"),
+        slow(RK4, "steps", "eager", id="rk4-steps-eager"),
+        slow(RK4, "stages", "eager", id="rk4-stages-eager"),
+        slow(PI, "steps", "eager", id="pi-steps-eager"),
+        slow(PI, "stages", "eager", id="pi-stages-eager"),
+        slow(RK4, "steps", "xla", id="rk4-steps-xla"),
+        slow(RK4, "stages", "xla", id="rk4-stages-xla"),
+        slow(PI, "steps", "xla", id="pi-steps-xla"),
+        slow(PI, "stages", "xla", id="pi-stages-xla"),
+    ],
+)
+def test_equals_backprop_eager_and_xla(options, checkpoints, mode):
     compare(mlp(), SymplecticAdjoint(checkpoints), mode, FLOAT64, **options)
 
 
@@ -83,20 +96,20 @@ def test_segments_of_all_lengths(checkpoints, num_steps):
     compare(problem, SymplecticAdjoint(checkpoints), "graph", FLOAT64, **options)
 
 
-@FIXED_OR_PI
+@pytest.mark.parametrize("options", [slow(RK4), PI], ids=["rk4", "pi"])
 def test_decreasing_times(options):
     problem = mlp(t=(1.0, 0.7, 0.1, -0.2))
     compare(problem, SymplecticAdjoint(), "graph", FLOAT64, **options)
 
 
-@pytest.mark.parametrize("mode", [slow("eager"), "graph", "xla"])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_step_size_of_traced_times(mode):
     # The number of steps is a matter of values that the trace doesn't know.
     compare(mlp(), SymplecticAdjoint(), mode, FLOAT64, method="rk4", step_size=0.07, max_steps=99)
 
 
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
-@FIXED_OR_PI
+@pytest.mark.parametrize("options", [RK4, slow(PI)], ids=["rk4", "pi"])
 def test_float32(mode, options):
     compare(mlp(tf.float32), SymplecticAdjoint(), mode, FLOAT32, **options)
 
@@ -226,7 +239,7 @@ def test_frozen_variable(mode):
 # Parts of the state that nothing depends on
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("checkpoints", ["auto", "steps", "stages", 9])
 def test_integrals_along_the_solution(checkpoints, mode):
     """They are neither kept nor computed again, and their gradients are exact."""

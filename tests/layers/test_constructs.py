@@ -136,7 +136,7 @@ def nested(gradient):
         in_time_distributed,
         slow(adaptive_in_time_distributed),
         twice,
-        nested,
+        slow(nested),  # a solve inside of dynamics: gradients/test_control_flow.py
     ],
 )
 def test_gradients(construct, mode):
