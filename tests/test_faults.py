@@ -285,7 +285,7 @@ print("usable")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla", "fit"])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla"), "fit"])
 def test_memory_exhausted(mode):
     """TensorFlow says so, and a method that needs less does the same work afterwards."""
     if mode == "xla" and not sys.platform.startswith("linux"):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.modes import XLA_SLOW, run, slow
+from helpers.modes import MODES, XLA_SLOW, partly_slow, run, slow
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -190,7 +190,7 @@ def check(dynamics, sources, gradient, mode, tolerance=1e-12):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("read", READS, ids=lambda f: f.__name__)
 def test_reads(read, mode):
     sources = Sources()
@@ -204,7 +204,9 @@ def test_ways(way, mode):
     check(way(field(sources, tf.identity)), sources, SymplecticAdjoint(), mode)
 
 
-@pytest.mark.parametrize("gradient", METHODS[1:], ids=str)
+@pytest.mark.parametrize(
+    "gradient", partly_slow(METHODS[1:], SymplecticAdjoint(8), Backprop()), ids=str
+)
 @pytest.mark.parametrize("way", WAYS[1:], ids=lambda f: f.__name__)
 def test_ways_by_every_gradient(way, gradient):
     sources = Sources()

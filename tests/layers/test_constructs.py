@@ -233,7 +233,7 @@ def test_dataset_map():
     np.testing.assert_allclose(np.concatenate(list(batches.as_numpy_iterator())), expected)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph"])
 def test_persistent_tape_and_two_solves(mode):
     layer, other, x = ode(), ode(seed=1), normal(2, 3)
     weights = [layer.dynamics, other.dynamics]
@@ -256,6 +256,8 @@ def test_persistent_tape_and_two_solves(mode):
         assert relative_error(a, b) < FLOAT64
 
 
+# That of a solve is in the fast suite: gradients/test_control_flow.py.
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", FEW_MODES)
 def test_jacobian(mode):
     """Of a linear system it is the method's stability polynomial of the matrix."""
@@ -381,7 +383,7 @@ def test_learnable_end_time(jit):
     assert abs(float(model.end) - np.log(5.0)) < 1e-3
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", FEW_MODES)
 def test_times_of_each_example(mode):
     dynamics = ConcatTime(keras.layers.Dense(3, "tanh", dtype="float64"), dtype="float64")
     rescaled = RescaledTime(dynamics, dtype="float64")

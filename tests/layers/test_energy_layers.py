@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import relative_error
-from helpers.modes import XLA_SLOW, run
+from helpers.modes import MODES, partly_slow, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,7 +126,7 @@ def test_second_order():
     np.testing.assert_allclose(y, [[np.cos(2.0), -2.0 * np.sin(2.0)]], atol=1e-8)
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize(
     "options", [dict(method="rk4", num_steps=3), dict(rtol=1e-3, max_steps=40)]
 )

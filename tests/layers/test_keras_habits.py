@@ -19,7 +19,6 @@ from tfsymadj.layers import (
 )
 
 FEW = dict(method="rk4", num_steps=2)
-JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 XLA_SLOW = pytest.mark.parametrize("jit", [False, slow(True)], ids=["graph", "xla"])
 
 
@@ -59,7 +58,7 @@ def test_losses_of_before_the_solve_stay():
         np.testing.assert_allclose(model.losses, expected, rtol=1e-6)
 
 
-@JIT
+@XLA_SLOW
 def test_losses_of_before_the_solve_are_trained(jit):
     x, _ = x_and_y()
     model = Encoder(activity_regularizer=keras.regularizers.L2(0.5))
@@ -502,7 +501,7 @@ class Cell(keras.layers.Layer):
         return cls(layer=layer, **config)
 
 
-@JIT
+@XLA_SLOW
 @pytest.mark.slow
 def test_bidirectional_cells_with_masks(jit, tmp_path):
     cells = keras.layers.RNN(Cell(2), return_sequences=True)
