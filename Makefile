@@ -26,8 +26,8 @@ demo: venv  ## Train a small model on handwritten digits.
 test: venv  ## Run the tests, less those that take long.
 	$(BIN)/python -m pytest -n 2
 
-UNIT := methods steps checkpoints loop test_architecture.py test_arithmetic.py test_config.py \
-	test_options.py test_package.py test_solution.py
+UNIT := methods steps checkpoints loop/test_integrate.py loop/test_outputs.py \
+	test_architecture.py test_arithmetic.py test_config.py test_options.py test_solution.py
 
 test-unit: venv  ## Run those tests that take little, of the parts that need no Keras.
 	$(BIN)/python -m pytest -n 2 $(UNIT:%=tests/%)
