@@ -7,7 +7,7 @@ PEERS := .peers
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-oldest lint format benchmarks benchmark-peers clean
+.PHONY: help venv demo test test-unit test-slow test-oldest lint format benchmarks benchmark-peers clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -25,6 +25,12 @@ demo: venv  ## Train a small model on handwritten digits.
 
 test: venv  ## Run the tests, less those that take long.
 	$(BIN)/python -m pytest -n 2
+
+UNIT := methods steps checkpoints loop/test_integrate.py loop/test_outputs.py \
+	test_architecture.py test_arithmetic.py test_config.py test_options.py test_solution.py
+
+test-unit: venv  ## Run those tests that take little, of the parts that need no Keras.
+	$(BIN)/python -m pytest -n 2 $(UNIT:%=tests/%)
 
 test-slow: venv  ## Run the tests that take long.
 	$(BIN)/python -m pytest -m slow

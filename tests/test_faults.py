@@ -1,6 +1,6 @@
 """Faults injected into dynamics and inputs: each one speaks, and leaves everything usable.
 
-Failures of the numbers (NaN, poles, steps exhausted) are in test_solve.py.
+Failures of the numbers (NaN, poles, steps exhausted) are in loop/test_failures.py.
 """
 
 import os
@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run, slow
+from helpers.modes import run, slow
 
 import tfsymadj
 from tfsymadj.layers import ODELayer
@@ -285,7 +285,7 @@ print("usable")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla", "fit"])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla"), "fit"])
 def test_memory_exhausted(mode):
     """TensorFlow says so, and a method that needs less does the same work afterwards."""
     if mode == "xla" and not sys.platform.startswith("linux"):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODES, mlp, relative_error, run, slow
+from helpers.gradients import relative_error
+from helpers.modes import MODES, run, slow
+from helpers.problems import mlp
 
 import tfsymadj
 

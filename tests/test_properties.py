@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import loss, relative_error, slow
+from helpers.gradients import relative_error
+from helpers.modes import slow
+from helpers.problems import loss
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
@@ -317,11 +318,13 @@ def with_options(function: Callable) -> Callable:
 def documented(described: Callable) -> Callable:
     """Puts the documentation of the options into a docstring, in place of its `**options:`."""
     if described.__doc__ and Options.__doc__:  # none with `python -OO`
-        entries = Options.__doc__.split("Args:\n")[1].rstrip()
-        described.__doc__ = re.sub(
-            r"^ {8}\*\*options:.*\n(?: {12}.*\n)*", lambda _: entries + "\n", described.__doc__,
-            flags=re.MULTILINE,
-        )  # fmt: skip
+        entries = inspect.cleandoc(Options.__doc__).split("Args:\n")[1].rstrip()
+        found = re.search(r"^( *)\*\*options:.*\n(?:\1 +.*\n)*", described.__doc__, re.MULTILINE)
+        if found is None:
+            raise ValueError(f"No entry `**options:` in the docstring of {described!r}")
+        # As far as this docstring is indented, which Python may have done away with.
+        indented = textwrap.indent(textwrap.dedent(entries), found[1])
+        described.__doc__ = described.__doc__.replace(found[0], indented + "\n")
     return described
 
 

@@ -1,0 +1,197 @@
+"""The examples run as their readers run them, those that take long with `--quick`."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_example(name, *arguments, timeout=300):
+    """What an example prints; it must end well."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / name, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=timeout,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def row(name, output):
+    """The numbers in the line of a table that starts with a name."""
+    found = re.search(rf"^ *{re.escape(name)} +([-\d].*\d)", output, re.MULTILINE)
+    return [float(value) for value in found[1].replace("±", " ").split()]
+
+
+@pytest.mark.slow
+def test_digits(tmp_path):
+    output = run_example("digits.py", "--quick", "--output", tmp_path)
+
+    assert "largest difference" in output
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
+    assert (tmp_path / "digits_model" / "saved_model.pb").exists()
+
+
+@pytest.mark.slow
+def test_flow_densities(tmp_path):
+    output = run_example(
+        "flow_densities.py", "--quick", "--density", "eight Gaussians", "--output", tmp_path
+    )
+
+    nll, entropy, difference, error, divergence, _, mass = row("eight Gaussians", output)
+    # The entropy of one of them, and which of the eight; they overlap by next to nothing.
+    assert abs(entropy - 2.8114) < 1e-3
+    assert abs(nll - entropy - difference) < 2e-4
+    # Untrained it is about 2. No density is better than the true one.
+    assert -4 * error < difference < 0.5
+    assert 0 < divergence < 0.5
+    assert abs(mass - 1) < 0.01
+    assert (tmp_path / "flow_densities.png").stat().st_size > 10_000
+    assert (tmp_path / "flow_densities.gif").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_flow_tabular(tmp_path):
+    """The script itself fails if the flow is not better than the Gaussian."""
+    output = run_example("flow_tabular.py", "--quick", "--output", tmp_path)
+
+    for table in ("breast cancer", "wine"):
+        part = output[output.index(f"Held-out log-likelihood of {table}") :]
+        gaussian, _ = row("Gaussian, full covariance", part)
+        gain, _ = row("gain of the CNF", part)
+        assert gain > 0
+        assert -30 < gaussian < 0
+    assert (tmp_path / "flow_tabular.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_flow_digits(tmp_path):
+    output = run_example("flow_digits.py", "--quick", "--output", tmp_path)
+
+    (gaussian, _), (flow, _), (gain, error) = (row(x, output) for x in ("Gaussian", "CNF", "gain"))
+    assert abs(gaussian - flow - gain) < 2e-4
+    assert gain > 2 * error
+    assert 1.5 < flow < np.log2(17)
+    assert (tmp_path / "flow_digits.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_flow_maf_tables(tmp_path):
+    """On a small file of the published form; a second run goes on from the first one's end."""
+    random = np.random.default_rng(0)
+    mixing = random.normal(size=[43, 43])
+    (tmp_path / "miniboone").mkdir()
+    np.save(tmp_path / "miniboone" / "data.npy", random.normal(size=[600, 43]) @ mixing)
+    options = ["miniboone", "--data", tmp_path, "--output", tmp_path / "out", "--hidden", 32]
+    options += ["--batch", 100, "--every", 10, "--rtol", 1e-3, "--atol", 1e-3]
+    first = run_example("flow_maf_tables.py", *options, "--steps", 20)
+    second = run_example("flow_maf_tables.py", *options, "--steps", 40)
+
+    assert "1 flows with hidden layers of [32]" in first
+    assert "Goes on after 20 steps" in second
+    (before, _), (after, _) = (row("Test log-likelihood", text) for text in (first, second))
+    # A standard normal density, where it starts, gives -61 on average.
+    assert before < after
+    assert -75 < before < -40
+
+
+@pytest.mark.slow
+def test_energy_fields(tmp_path):
+    """The script itself fails if a learned energy grows or the losses of the gradients differ."""
+    output = run_example("energy_fields.py", "--quick", "--output", tmp_path)
+
+    for equation in ("Korteweg-de Vries", "Cahn-Hilliard"):
+        part = output[output.index(f"{equation}  ") :]
+        *_, mass, _, learned = row("energy-based", part)
+        assert mass < 1e-14
+        assert learned < 1e-3
+    ours, exact = (row(name, output) for name in ("symplectic_adjoint", "backprop"))
+    assert abs(ours[0] / exact[0] - 1) < 0.01
+    assert 5 * ours[-1] < exact[-1]
+    assert (tmp_path / "energy_fields.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_synchronization(tmp_path):
+    output = run_example("synchronization.py", "--quick", "--output", tmp_path)
+
+    distance, alone = re.search(r"at the end +([\d.]+) .*pairs\), ([\d.]+) not", output).groups()
+    assert float(distance) < 0.3 * float(alone)
+    for name in ("sigma", "rho", "beta", "end"):
+        exact, difference = row(name, output)
+        assert abs(exact - difference) < 0.02 * abs(difference) + 1e-3
+    ours, naive = (
+        float(re.search(rf"Peak memory of {name} +([\d.]+) MiB", output)[1])
+        for name in ("symplectic_adjoint", "backprop")
+    )
+    assert 20 * ours < naive
+    assert (tmp_path / "synchronization.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_epidemic(tmp_path):
+    """The script itself fails if SciPy finds another optimum."""
+    output = run_example("epidemic.py", "--quick", "--output", tmp_path)
+
+    names = ["infection, 1/day", "onset, 1/day", "recovery, 1/day", "exposed at start"]
+    for name in [*names, "ill at start", "lost date, day"]:
+        truth, start, estimate, error, covered = row(name, output)
+        assert abs(estimate - truth) < 4 * error
+        assert 0 < error < truth
+        assert start != truth
+        # 20 intervals: 95 % of them on average, less than 70 % once in 60,000 times.
+        assert covered >= 70
+    chi_squared, freedom = map(float, re.search(r"chi squared ([\d.]+), (\d+)", output).groups())
+    assert freedom == 22
+    assert 5 < chi_squared < 55
+    _, _, backward, difference = row("BFGS, gradient by tfsymadj", output)
+    assert backward < 150
+    assert difference < 1e-4
+    _, solves, backward, difference = row("least squares, Jacobian by tfsymadj", output)
+    assert solves > backward > 0 == backward % 28
+    assert difference < 1e-4
+    assert (tmp_path / "epidemic.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_lynx_hare(tmp_path):
+    output = run_example("lynx_hare.py", "--quick", "--output", tmp_path)
+
+    mean = row("mean", output)
+    lotka_volterra, network = (row(name, output) for name in ("Lotka-Volterra", "neural ODE"))
+    for values in (lotka_volterra, network):
+        assert np.all(np.array(values) < mean)
+    # The years fitted and those after, for three cuts; no random number plays a part.
+    known = [0.188, 0.381, 0.189, 0.353, 0.195, 0.356]
+    np.testing.assert_allclose(lotka_volterra, known, atol=3e-3)
+    # Many weights fit better than four rates.
+    assert np.all(np.array(network[::2]) < lotka_volterra[::2])
+    assert (tmp_path / "lynx_hare.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_latent_ode(tmp_path):
+    pytest.importorskip("sktime")
+    output = run_example("latent_ode.py", "--quick", "--output", tmp_path)
+
+    weights, *latent = row("latent ODE", output)
+    gru_weights, *gru = row("GRU", output.replace("GRU -", "-"))
+    difference = row("GRU - latent ODE", output)
+    assert 0.9 < weights / gru_weights < 1.1
+    np.testing.assert_allclose(np.subtract(gru, latent)[::2], difference[::2], atol=2e-4)
+    mean = row("mean of the hour", output)
+    for value, other in zip(latent[::2], mean[::2]):
+        assert 0 < value < other
+    # The data of the package, the split and what is observed are always the same.
+    np.testing.assert_allclose(mean[::2], [0.1656, 0.3577], atol=1e-3)
+    assert (tmp_path / "latent_ode.png").stat().st_size > 10_000

@@ -1,0 +1,81 @@
+"""How often the dynamics are evaluated, forward and backward."""
+
+import numpy as np
+import pytest
+from helpers.gradients import counts
+from helpers.modes import slow
+
+from tfsymadj import METHODS, ButcherTableau, SymplecticAdjoint
+
+
+@pytest.mark.parametrize(
+    "method, checkpoints",
+    [
+        ("euler", "auto"),
+        ("rk4", "auto"),
+        ("rk4", "steps"),
+        ("rk4", "stages"),
+        ("dopri5", "auto"),
+        slow("bosh3", "auto"),
+        slow("dopri8", "auto"),
+        slow("dopri8", "stages"),
+    ],
+)
+def test_evaluations_of_fixed_steps(method, checkpoints):
+    n, s = 2 * 9, METHODS[method].stages
+    forward, backward, vjps, stats = counts(
+        SymplecticAdjoint(checkpoints), method=method, num_steps=9
+    )
+    assert forward == stats.num_evaluations == n * s
+    assert vjps == n * s
+    planned = n * s if checkpoints == "stages" else 2 * n * s
+    assert stats.num_backward_evaluations == planned
+    # In the last step of a segment no evaluation has a use that no later stage depends on.
+    a = METHODS[method].without_error().a_matrix
+    unused = int(np.sum(~np.any(a != 0, axis=0)))
+    assert planned - n * unused <= backward <= planned
+
+
+MAX_STEPS = 24  # so that some steps of some solves are recomputed
+
+
+@pytest.mark.parametrize("method", ["bosh3", "dopri5", slow("fehlberg45")])
+@pytest.mark.parametrize("tolerance", [1e-3, slow(1e-4)])
+def test_evaluations_of_adaptive_steps(method, tolerance):
+    s = METHODS[method].stages
+    options = dict(
+        method=method, rtol=tolerance, atol=tolerance, first_step=1.0, max_steps=MAX_STEPS
+    )
+    forward, backward, vjps, stats = counts(SymplecticAdjoint(), **options)
+    assert stats.num_steps == stats.num_accepted + stats.num_rejected
+    assert forward <= stats.num_evaluations <= stats.num_steps * s + 2
+    # FSAL: the evaluation at the end of the last step is not used if nothing follows.
+    assert forward >= stats.num_steps * s
+    assert vjps == stats.num_accepted * s
+    # The stage values of the last steps are kept.
+    kept = min(round(np.sqrt(MAX_STEPS / s)), stats.num_accepted)
+    assert backward <= stats.num_backward_evaluations == (2 * stats.num_accepted - kept) * s
+
+
+def test_rejected_steps_cost_nothing_backward():
+    options = dict(method="dopri5", rtol=1e-8, atol=1e-8, first_step=2.0)
+    _, backward, _, stats = counts(SymplecticAdjoint(), **options)
+    assert stats.num_rejected > 0
+    assert backward <= 2 * stats.num_accepted * 6
+
+
+def test_stages_of_weight_zero_cost_no_vjp():
+    # Two rows, the second one useless, would be Euler's method with a FSAL row.
+    useless = ButcherTableau(
+        name="useless", order=1, c=(0, 1 / 2, 1 / 3), a=((), (1 / 2,), (1 / 3, 0)), b=(1, 0, 0)
+    )
+    assert useless.active_stages == (True, False, False)
+    forward, backward, vjps, stats = counts(SymplecticAdjoint(), method=useless, num_steps=10)
+    assert forward <= 20 * 3
+    assert vjps == 20
+    assert backward <= stats.num_backward_evaluations == 20 * (3 + 1)
+
+
+def test_dopri5_has_no_vjp_for_its_seventh_row():
+    _, _, vjps, stats = counts(SymplecticAdjoint(), method="dopri5", rtol=1e-5, atol=1e-5)
+    assert vjps == 6 * stats.num_accepted

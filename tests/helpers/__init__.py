@@ -1,0 +1,1 @@
+"""Problems, stubs and measurements that tests share."""

@@ -1,0 +1,58 @@
+"""Steps and their symplectic partners."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.modes import slow
+from helpers.problems import mlp
+
+from tfsymadj.dynamics.calling import as_function
+from tfsymadj.dynamics.closing import Sources, close
+from tfsymadj.methods import get_method
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5", slow("dopri8")])
+def test_bilinear_form_is_conserved(method):
+    """lambda^T delta, adjoint and variational variable, is the same after each of 20 steps."""
+    problem = mlp()
+    method = get_method(method).without_error()
+    function = as_function(lambda: problem.dynamics, problem.y0, (), False)
+    h = tf.constant(0.1, tf.float64)
+
+    @tf.function
+    def forward(t, y, delta):
+        dynamics = close(function, [y])
+        # The derivative in a direction is the derivative of the vjp for its (arbitrary) weights.
+        weights = tf.zeros_like(y)
+        with tf.GradientTape() as outer:
+            outer.watch(weights)
+            with tf.GradientTape() as inner:
+                inner.watch(y)
+                (end,) = method.step(dynamics, t, h, [y]).ys
+            vjp = inner.gradient(end, y, output_gradients=weights)
+        return end, outer.gradient(vjp, weights, output_gradients=delta)
+
+    @tf.function
+    def backward(t, y, adjoint):
+        dynamics = close(function, [y])
+        stages = tf.stack([stage for (stage,) in method.step(dynamics, t, h, [y]).stages])
+        zeros = Sources([tf.zeros_like(y)], [tf.zeros_like(x) for x in dynamics.captured], [], [])
+        sums = method.adjoint(dynamics, t, h, lambda i: [stages[i]], [adjoint], zeros)
+        return adjoint + sums.ys[0]
+
+    random = np.random.default_rng(4)
+    times = tf.unstack(h * tf.range(20, dtype=tf.float64))
+    ys, deltas = [problem.y0], [tf.constant(random.normal(size=[5, 3]))]
+    for t in times:
+        y, delta = forward(t, ys[-1], deltas[-1])
+        ys.append(y)
+        deltas.append(delta)
+    adjoints = [tf.constant(random.normal(size=[5, 3]))]
+    for t, y in zip(reversed(times), reversed(ys[:-1])):
+        adjoints.insert(0, backward(t, y, adjoints[0]))
+
+    forms = np.array([np.sum(a * d) for a, d in zip(adjoints, deltas)])
+    scale = max(np.linalg.norm(a) * np.linalg.norm(d) for a, d in zip(adjoints, deltas))
+    # Rounding in 20 steps of some 10 operations each. The variational variable itself changes.
+    assert np.ptp(forms) < 1e-14 * scale
+    assert np.linalg.norm(deltas[-1] - deltas[0]) > 0.1

@@ -1,0 +1,35 @@
+"""The package's names."""
+
+import subprocess
+import sys
+
+import pytest
+
+import tfsymadj
+
+
+def test_dir():
+    names = dir(tfsymadj)
+    assert names == sorted([*tfsymadj.__all__, "bijectors"])
+    for name in names:
+        assert getattr(tfsymadj, name) is not None
+    assert not hasattr(tfsymadj, "_bijectors")
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match="module 'tfsymadj' has no attribute 'odeit'"):
+        tfsymadj.odeit  # noqa: B018
+
+
+def test_all_can_be_imported():
+    names = {}
+    exec("from tfsymadj import *", names)
+    assert set(tfsymadj.__all__) <= set(names)
+
+
+def test_bijectors_are_loaded_on_demand():
+    code = (
+        "import sys, tfsymadj; assert 'tfsymadj.bijectors' not in sys.modules; "
+        "tfsymadj.bijectors.CNF; assert 'tfsymadj.bijectors' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
