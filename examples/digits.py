@@ -1,6 +1,6 @@
 """A neural ODE that reads handwritten digits: trained, measured, exported, drawn.
 
-    python examples/digits.py            # about four minutes on two cores
+    python examples/digits.py            # about two minutes on two cores
     python examples/digits.py --quick    # every part, in seconds, with an untrained result
 
 Data: the 1,797 digits of 8 x 8 pixels that come with scikit-learn.
