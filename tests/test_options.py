@@ -144,7 +144,7 @@ def test_what_stands_for_the_options():
     assert solver.controller == ConstantSteps(3)
     assert not solver.method.adaptive  # nobody asks for its error
     with pytest.raises(ValueError, match="`max_steps`.*Received: max_steps=1 and 3 entries"):
-        Options(max_steps=1).solver(times)
+        Options(max_steps=1, outputs="step").solver(times)
     with tfsymadj.no_gradient():
         assert isinstance(Options().solver(times).gradient, tfsymadj.NoGradient)
 

@@ -82,7 +82,7 @@ class _Loop:
     def start(self):
         """The loop's first variables, and the number of evaluations that they took."""
         problem, ys, start = self._problem, self._problem.ys, self._problem.stops[0]
-        fine = monotonic(problem.stops)
+        fine = monotonic(problem.output_times)  # from the first to the last of the stops
         status = tf.where(fine, int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
         status = first_failure(status, finite(ys), Status.NON_FINITE_STATE)
         slopes, first_step, status, evaluations = self._first(status)
