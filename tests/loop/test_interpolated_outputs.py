@@ -261,7 +261,6 @@ def test_every_step(options, mode):
 )
 def test_gradients_of_every_step(gradient, options):
     problem, options = mlp(), dict(options, outputs="steps")
-    gradient = gradient or SymplecticAdjoint()
     actual = gradients(problem, gradient, "graph", **options)
     expected = gradients(problem, Backprop(), "graph", **options)
     assert relative_error(actual, expected) < FLOAT64

@@ -74,7 +74,7 @@ class _Loop:
     def __init__(self, problem, recording):
         self._problem = problem
         self._adaptive = problem.controller.adaptive
-        self._outputs = outputs_of(problem)
+        self._outputs = outputs_of(problem, problem.with_time and recording is not None)
         self._recording = recording
         self._live = [] if recording is None else problem.dynamics.live
         self._store = Store(recording or Recording(stride=1, rows=0), problem.method.stages)

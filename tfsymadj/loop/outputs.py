@@ -217,6 +217,8 @@ class InterpolatedOutputs:
         largest = max((y.shape.num_elements() or _BLOCK_NUMBERS // 8) for y in ys)
         self._block = max(1, min(_BLOCK, _BLOCK_NUMBERS // max(largest, 1)))
         self._num_blocks = -(-self._count // self._block)
+        # A step visits each block at most once, and the last one of the step before again.
+        self._bound = self._num_blocks + 1 if isinstance(self._num_blocks, int) else None
 
     def _weights(self, theta, powers):
         """The polynomials b_i at theta, or their derivatives, `[times, slopes]`."""
@@ -238,21 +240,22 @@ class InterpolatedOutputs:
         product = tf.reshape(product, tf.concat([[self._block], shape[1:]], 0))
         return tf.ensure_shape(product, [self._block, *stacked.shape[1:]])
 
+    def _empty_block(self, y):
+        block = tf.zeros(tf.concat([[self._block], tf.shape(y)], 0), y.dtype)
+        return tf.ensure_shape(block, [self._block, *y.shape])
+
     def reserve(self, ys0):
-        like = [tf.zeros(tf.concat([[self._block], tf.shape(y)], 0), y.dtype) for y in ys0]
-        like = [tf.ensure_shape(x, [self._block, *y.shape]) for x, y in zip(like, ys0)]
-        count = 1 + self._with_rates
-        lists = [buffers.reserve_rows(self._num_blocks, x) for x in like * count]
-        # Blocks are read before they are written.
-        lists = [self._filled(r, x) for r, x in zip(lists, like * count)]
+        blocks = [self._empty_block(y) for y in ys0] * (1 + self._with_rates)
+        lists = [self._filled(buffers.reserve_rows(self._num_blocks, x), x) for x in blocks]
         return [tf.ones([], tf.int32), *lists]
 
     def _filled(self, rows, like):
+        """Blocks of zeros: they are read before they are written."""
         _, rows = tf.while_loop(
             lambda q, _: q < self._num_blocks,
             lambda q, r: (q + 1, buffers.set_row(r, q, like)),
             (0, rows),
-            maximum_iterations=self._num_blocks if isinstance(self._num_blocks, int) else None,
+            maximum_iterations=self._bound,
             name="fill",
         )
         return rows
@@ -295,7 +298,7 @@ class InterpolatedOutputs:
             one_block,
             (m, lists),
             parallel_iterations=1,
-            maximum_iterations=self._num_blocks + 1 if isinstance(self._num_blocks, int) else None,
+            maximum_iterations=self._bound,
             name="outputs",
         )
         return [m, *lists]
@@ -306,9 +309,7 @@ class InterpolatedOutputs:
         static = count if isinstance(count, int) else None
         stacked = []
         for r, y in zip(lists, [*ys0, *ys0]):
-            like = tf.zeros(tf.concat([[self._block], tf.shape(y)], 0), y.dtype)
-            like = tf.ensure_shape(like, [self._block, *y.shape])
-            x = buffers.stack_rows(r, like)
+            x = buffers.stack_rows(r, self._empty_block(y))
             x = tf.reshape(x, tf.concat([[-1], tf.shape(y)], 0))[:count]
             stacked.append(tf.ensure_shape(x, [static, *y.shape]))
         outputs = [
@@ -384,16 +385,21 @@ class InterpolatedOutputs:
             one_block,
             (begin, nothing),
             parallel_iterations=1,
-            maximum_iterations=self._num_blocks + 1 if isinstance(self._num_blocks, int) else None,
+            maximum_iterations=self._bound,
             name="outputs",
         )
         return found
 
 
-def outputs_of(problem):
-    """How a problem's outputs are made."""
+def outputs_of(problem, with_rates=False):
+    """How a problem's outputs are made.
+
+    Args:
+        problem: `Problem`.
+        with_rates: see `InterpolatedOutputs`.
+    """
     if problem.every_step:
         return StepOutputs(problem.max_steps, problem.stops[0])
     if problem.between is None:
         return StopOutputs(problem.num_stops)
-    return InterpolatedOutputs(problem.method, problem.between, problem.ys, problem.with_time)
+    return InterpolatedOutputs(problem.method, problem.between, problem.ys, with_rates)
