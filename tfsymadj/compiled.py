@@ -15,6 +15,7 @@ import warnings
 import weakref
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfsymadj import _platform
@@ -69,12 +70,12 @@ class _EagerCaller(Caller):
         self.is_shared = all(self.position(x) is not None for x in read)
         self.trained = [self.position(v) for v in trained]
 
-    def looks_at(self, tensor):
+    def looks_at(self, tensor, value):
         position = self.position(tensor)
         if position is None:
             self.is_shared = False
         else:
-            self.looked_at[position] = _bytes(tensor)
+            self.looked_at[position] = _bytes(value)
 
 
 class _Trace:
@@ -110,7 +111,8 @@ class _Trace:
     def fits(self, contents):
         """Whether the values that Python looked at are those of the trace."""
         looked_at = self.caller.looked_at
-        return not looked_at or all(_bytes(contents.leaves[i]) == x for i, x in looked_at.items())
+        leaves = contents.leaves
+        return all(_bytes(leaves[i].numpy()) == x for i, x in looked_at.items())
 
     def takes(self, flat):
         """Whether the shapes of the inputs are those of the trace."""
@@ -130,8 +132,9 @@ def _tensor(x):
     return x.handle if _platform.is_variable(x) else x
 
 
-def _bytes(x):
-    return str(x.numpy()) if x.dtype == tf.string else x.numpy().tobytes()
+def _bytes(value):
+    array = np.asarray(value)
+    return str(value) if array.dtype.kind in "OSU" else array.tobytes()
 
 
 class _Entry:

@@ -111,6 +111,7 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
 
     if tf.executing_eagerly():
         solution, time = _solve_eagerly(dynamics, state, times, args, solver, way)
+        _refuse_empty(solution)
         if not autonomous:
             _warn_of_times(dynamics, state, times, solver, solution.stats.num_accepted)
         if options.on_failure == "raise":
@@ -337,6 +338,20 @@ def _as_count(steps):
             f"adaptive method may do with fewer. Received: {steps:,} steps or more"
         )
     return steps
+
+
+def _refuse_empty(solution):
+    """Where TensorFlow's graph optimizer has cut off what was to be computed."""
+    if solution.status.shape.rank != 0:
+        raise tf.errors.InternalError(
+            None,
+            None,
+            "TensorFlow's graph optimizer dropped the solution, as it does where a branch of a "
+            "`tf.cond` calls a custom gradient (`tf.recompute_grad`, `keras.remat`) several times. "
+            "Switch off the optimization by `tf.config.optimizer.set_experimental_options("
+            "{'dependency_optimization': False})`, or compile the caller by XLA. "
+            f"Received: status of shape {solution.status.shape}",
+        )
 
 
 def _message(status, time):

@@ -2,9 +2,13 @@
 
 import collections
 import dataclasses
+import enum
 import functools
 import gc
+import importlib
+import sys
 import types
+import typing
 import weakref
 
 import keras
@@ -527,3 +531,170 @@ def graphs_of_solves():
     gc.collect()
     graphs = [x for x in gc.get_objects() if type(x).__name__ == "FuncGraph"]
     return [x for x in graphs if "one_step_on_data" in x.name and hasattr(x, "_tfsymadj_gradients")]
+
+
+# Members of kinds that are rarely met
+
+
+SCALE = 1.0
+
+
+class Point(typing.NamedTuple):
+    x: float
+
+    def rate(self):
+        return SCALE * self.x
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+    def rate(self):
+        return SCALE
+
+
+class Slotted:
+    __slots__ = ("__k",)
+
+    def __init__(self, k):
+        self.__k = k
+
+    def rate(self):
+        return self.__k
+
+
+class Table(dict):
+    factor = 1.0
+
+    def rate(self):
+        return self["k"] * self.factor * getattr(self, "extra", 1.0)
+
+
+class Marked(np.ndarray):
+    pass
+
+
+class Number(float):
+    pass
+
+
+@pytest.mark.parametrize("x", [Point(2.0), Colour.RED], ids=["named tuple", "enum"])
+def test_globals_of_methods_of_values(x, monkeypatch):
+    before = key(closing_over(x))
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert key(closing_over(x)) != before
+
+
+@pytest.mark.parametrize(
+    "x", [Table(k=1.0), np.zeros(2).view(Marked), Number(2.0)], ids=["dict", "array", "float"]
+)
+def test_attributes_of_values(x):
+    before = key(closing_over(x))
+    x.extra = 2.0
+    assert key(closing_over(x)) != before
+
+
+def test_class_attributes_of_a_container(monkeypatch):
+    x = Table(k=1.0)
+    before = key(closing_over(x))
+    monkeypatch.setattr(Table, "factor", 3.0)
+    assert key(closing_over(x)) != before
+
+
+def test_private_slots():
+    assert key(closing_over(Slotted(1.0))) != key(closing_over(Slotted(2.0)))
+    assert key(closing_over(Slotted(1.0))) == key(closing_over(Slotted(1.0)))
+
+
+def test_slices_zeros_and_factories():
+    assert key(closing_over(slice(0, 1))) == key(closing_over(slice(0, 1)))
+    assert key(closing_over(slice(0, 1))) != key(closing_over(slice(0, 2)))
+    assert key(closing_over(complex(0.0, 0.0))) != key(closing_over(complex(0.0, -0.0)))
+    ints, floats = (collections.defaultdict(kind) for kind in (int, float))
+    assert key(closing_over(ints)) != key(closing_over(floats))
+    y = tfsymadj.odeint(lambda t, y: -y[:, slice(0, 1)], tf.ones([2, 1]), [0.0, 1.0], **ONE)
+    np.testing.assert_array_equal(y[-1], np.zeros([2, 1]))
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of the user's with a module inside, `users.inner`."""
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "__init__.py").write_text("from users import inner\n")
+    (tmp_path / "users" / "inner.py").write_text("scale = 1.0\n\n\ndef f():\n    return scale\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("users")
+    for name in ("users", "users.inner"):
+        sys.modules.pop(name)
+
+
+def test_modules_in_modules(package):
+    def by_attribute(t, y):
+        return package.inner.scale * y
+
+    def by_function(t, y):
+        return package.inner.f() * y
+
+    for dynamics in (by_attribute, by_function):
+        package.inner.scale = 1.0
+        before = key(dynamics)
+        package.inner.scale = 3.0
+        assert key(dynamics) != before
+
+
+def test_modules_imported_inside(package):
+    def whole(t, y):
+        import users.inner as m
+
+        return m.scale * y
+
+    def part(t, y):
+        from users.inner import scale
+
+        return scale * y
+
+    for dynamics in (whole, part):
+        package.inner.scale = 1.0
+        values = []
+        for scale in (1.0, 3.0):
+            package.inner.scale = scale
+            values.append(float(tfsymadj.odeint(dynamics, 1.0, [0.0, 1.0], **ONE)[-1]))
+        assert values == [2.0, 4.0]
+
+
+def test_names_of_layers():
+    layer = keras.layers.Dense(2)
+    before = key(layer)
+    layer.name = "other"
+    assert key(layer) != before
+
+
+# Values that TensorFlow asks eager tensors for
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y, x: tf.gather(y, x, axis=1),
+        lambda y, x: tf.transpose(tf.gather(tf.transpose(y), x)),
+        lambda y, x: y * tf.cast(x.numpy()[0], y.dtype),
+        lambda y, x: y * tf.get_static_value(x)[0].astype("float32"),
+        lambda y, x: tf.reduce_sum(tf.one_hot(x, 3), 0) * y,
+    ],
+)
+def test_small_tensors_of_integers(use):
+    y = tf.constant([[1.0, 2.0, 3.0]])
+
+    class Holder:
+        x = tf.constant([2, 1, 0])
+
+        def __call__(self, t, y):
+            return use(y, self.x)
+
+    holder = Holder()
+    for x in ([2, 1, 0], [0, 0, 1], [1, 2, 0]):
+        holder.x = tf.constant(x)
+        expected = y + use(y, holder.x)
+        np.testing.assert_allclose(
+            tfsymadj.odeint(holder, y, [0.0, 1.0], **ONE)[-1], expected, rtol=1e-6
+        )

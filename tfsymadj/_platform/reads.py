@@ -60,10 +60,10 @@ class Substitution:
     Args:
         find: callable from a `tf.Variable` or an eager tensor to a tensor of an outer graph or of
             the current one, or to None for what TensorFlow does by itself.
-        looked_at: callable that is told of eager tensors whose value Python asked for.
+        looked_at: callable that is told of eager tensors whose value Python asked for, and of that.
     """
 
-    def __init__(self, find, looked_at=lambda tensor: None):
+    def __init__(self, find, looked_at=lambda tensor, value: None):
         self._find = find
         self.looked_at = looked_at
         self._graph = tf.compat.v1.get_default_graph()
@@ -250,11 +250,12 @@ def _call_flat(function, tensor_inputs, captured_inputs):
 
 def _numpy(tensor):
     """The value of an eager tensor for Python, of which the dynamics may depend on it."""
+    value = _originals["numpy"](tensor)
     if _active.stack and not tf.executing_eagerly():
         substitution = _current()
         if substitution is not None:
-            substitution.looked_at(tensor)
-    return _originals["numpy"](tensor)
+            substitution.looked_at(tensor, value)
+    return value
 
 
 def _gradients(ys, xs, *args, **kwargs):
@@ -381,7 +382,7 @@ def _self_test():
 
 
 @contextlib.contextmanager
-def substituted(find, looked_at=lambda tensor: None):
+def substituted(find, looked_at=lambda tensor, value: None):
     """Lets `find` answer variable reads and captures of eager tensors in the current graph.
 
     Args:

@@ -144,8 +144,8 @@ class Caller:
     def found(self, read, trained):
         """Told what the dynamics read, and those of the variables that are trained."""
 
-    def looks_at(self, tensor):
-        """Told of an eager tensor whose value Python asked for."""
+    def looks_at(self, tensor, value):
+        """Told of an eager tensor whose value Python asked for, and the value."""
 
 
 class _Inputs:

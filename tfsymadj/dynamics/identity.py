@@ -39,7 +39,7 @@ MAX_VALUES = 64
 #: Arrays above this size are compared by a digest.
 _MAX_BYTES = 4096
 
-_ATOMS = frozenset({bool, int, str, bytes, complex, type(None), type(Ellipsis), range, slice})
+_ATOMS = frozenset({bool, int, str, bytes, type(None), type(Ellipsis), range})
 _END = object()
 
 
@@ -141,6 +141,10 @@ class Contents:
 
     def _by_repr(self, x):
         self.tokens += (type(x), repr(x))
+        self._beyond(x)
+
+    def _slice(self, x):
+        self._child("slice", (x.start, x.stop, x.step))
 
     def _array(self, x):
         self.tokens += ("array", x.shape, x.dtype.str)
@@ -150,6 +154,7 @@ class Contents:
             self.tokens.append(x.tobytes())
         else:
             self.tokens.append(_digest(np.ascontiguousarray(x)))
+        self._beyond(x)
 
     def _scalar(self, x):
         self.tokens += (type(x), x.tobytes())
@@ -200,12 +205,24 @@ class Contents:
         self.tokens += (type(x), len(x))
         for i, item in enumerate(x):
             self._child(i, item)
+        self._beyond(x)
+
+    def _beyond(self, x):
+        """What a value of a class of the user's has besides being a number or a container."""
+        if type(x) not in _COMMON and not _is_library_class(type(x)):
+            self._child("class", type(x))
+            state = getattr(x, "__dict__", None)
+            if state:
+                self._child("attributes", state)
 
     def _mapping(self, x):
         self.tokens.append(type(x))
         for key, value in list(x.items()):
             self._visit(key)
             self._child(key if type(key) in _ATOMS else id(key), value)
+        if isinstance(x, collections.defaultdict):
+            self._child("default_factory", x.default_factory)
+        self._beyond(x)
         self.tokens.append(_END)
 
     def _set(self, x):
@@ -213,6 +230,7 @@ class Contents:
             self.tokens += (type(x), frozenset((type(item), item) for item in x))
         else:
             self._items(list(x))
+        self._beyond(x)
 
     # Code
 
@@ -222,7 +240,7 @@ class Contents:
         self._child("defaults", f.__defaults__)
         if f.__kwdefaults__:
             self._child("kwdefaults", f.__kwdefaults__)
-        names, attributes = _names(code)
+        names, attributes, imports = _names(code)
         for name, cell in zip(code.co_freevars, f.__closure__ or ()):
             try:
                 value = cell.cell_contents
@@ -235,6 +253,14 @@ class Contents:
         if f.__dict__:
             self._child("attributes", f.__dict__)
         namespace = f.__globals__
+        for name in imports:
+            module = sys.modules.get(name) or sys.modules.get(
+                f"{namespace.get('__package__')}.{name}"
+            )
+            if module is None:
+                self.tokens += ("to be imported", name)
+            else:
+                self._named(name, module, attributes)
         for name in names:
             if name in namespace:
                 self._named(name, namespace[name], attributes)
@@ -251,6 +277,10 @@ class Contents:
     def _module(self, module, attributes=None):
         self.tokens.append(module.__name__)
         self.owners.append(module)
+        visit = (id(module), attributes)
+        if visit in self._seen:
+            return
+        self._seen[visit] = None
         file = getattr(module, "__file__", None)
         if module.__name__ in sys.builtin_module_names or (file and is_library(file)):
             return
@@ -258,10 +288,7 @@ class Contents:
         for name in sorted(space) if attributes is None else attributes:
             value = space.get(name)
             if name in space and not (attributes is None and name.startswith("__")):
-                if isinstance(value, types.ModuleType):
-                    self._identity(value)
-                else:
-                    self._child(name, value)
+                self._named(name, value, attributes)
 
     def _method(self, x):
         self.tokens.append("method")
@@ -406,22 +433,25 @@ def _digest(x):
 
 @functools.lru_cache(maxsize=4096)
 def _names(code):
-    """Names that the code looks up in its module, and names of attributes.
+    """Names that the code looks up in its module, names of attributes, and of modules it imports.
 
     Those of functions that are defined inside are included.
     """
-    names, attributes = set(), set()
+    names, attributes, imports = set(), set(), set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.add(instruction.argval)
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
             attributes.add(instruction.argval)
+        elif instruction.opname == "IMPORT_NAME":
+            imports.add(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             inner = _names(constant)
             names.update(inner[0])
             attributes.update(inner[1])
-    return tuple(sorted(names)), tuple(sorted(attributes))
+            imports.update(inner[2])
+    return tuple(sorted(names)), tuple(sorted(attributes)), tuple(sorted(imports))
 
 
 _PATHS = tuple(
@@ -460,11 +490,18 @@ def _slots(kind):
         known = []
         for base in kind.__mro__:
             slots = base.__dict__.get("__slots__", ())
-            known += [slots] if isinstance(slots, str) else list(slots)
+            slots = [slots] if isinstance(slots, str) else list(slots)
+            known += [_mangled(name, base) for name in slots]
         known = _slot_names[kind] = tuple(
             name for name in known if name not in ("__dict__", "__weakref__")
         )
     return known
+
+
+def _mangled(name, owner):
+    """The name of a private attribute as the class that defines it keeps it."""
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{owner.__name__.lstrip('_')}{name}" if private else name
 
 
 _CLASS_BOOKKEEPING = frozenset(
@@ -491,6 +528,7 @@ _MODULE_BOOKKEEPING = frozenset(
 def _keras_bookkeeping():
     """What every layer and model of Keras has, and no `call` of a user looks at."""
     looked_at = {"_trainable", "_dtype_policy", "activity_regularizer", "_layers", "_remat_mode"}
+    looked_at |= {"name", "supports_masking"}
     graph = {
         "_inputs_struct", "_outputs_struct", "_inputs", "_outputs", "_nodes", "_nodes_by_depth",
         "_operations_by_depth", "optimizer", "_compile_config",
@@ -576,6 +614,7 @@ def _handler(kind):
 _HANDLERS = [
     ((bool, int, float, str, bytes, complex, enum.Enum, type(NotImplemented)), Contents._by_repr),
     ((tf.DType, tf.TensorShape, tf.TypeSpec, np.dtype), Contents._by_repr),
+    (slice, Contents._slice),
     (np.generic, Contents._scalar),
     (np.ndarray, Contents._array),
     (tf.Tensor, Contents._tensor),
