@@ -31,6 +31,8 @@ ORDER = [
     "layers",
     "callbacks",
     "bijectors",
+    "controllers",
+    "tableaus",
 ]
 LIBRARIES = ("tensorflow", "keras", "tensorflow_probability", "tf_keras")
 #: Imported by those who only look at tables, so it should not take seconds.
