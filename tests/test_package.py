@@ -33,3 +33,11 @@ def test_bijectors_are_loaded_on_demand():
         "tfsymadj.bijectors.CNF; assert 'tfsymadj.bijectors' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_modules_of_before():
+    from tfsymadj.controllers import Proposal
+    from tfsymadj.tableaus import METHODS
+
+    assert Proposal is tfsymadj.Proposal is tfsymadj.controllers.Proposal
+    assert METHODS is tfsymadj.METHODS is tfsymadj.tableaus.METHODS

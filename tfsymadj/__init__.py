@@ -48,9 +48,9 @@ __all__ = [
 
 
 def __getattr__(name):
-    # On demand: it imports TensorFlow Probability.
-    if name == "bijectors":
-        return importlib.import_module("tfsymadj.bijectors")
+    # On demand: the first one imports TensorFlow Probability, the others are names of before.
+    if name in ("bijectors", "controllers", "tableaus"):
+        return importlib.import_module(f"tfsymadj.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
