@@ -88,6 +88,7 @@ def test_shifted_times_are_right():
 @pytest.mark.parametrize("n", [101, 5001])
 def test_more_outputs_than_steps(n, mode):
     options = dict(max_steps=100) if n == 101 else dict()
+    options |= dict(outputs="step")
 
     def call(n):
         return tfsymadj.odeint(decay, tf.ones([1]), np.linspace(0.0, 1.0, n), **options)
@@ -101,4 +102,6 @@ def test_more_outputs_than_steps(n, mode):
     )
     np.testing.assert_allclose(fixed[-1], [np.exp(-1.0)], rtol=1e-3)
     with pytest.raises(ValueError, match="`max_steps`"):
-        tfsymadj.ODELayer(keras.layers.Dense(2), t=np.linspace(0.0, 1.0, 12), max_steps=10)
+        tfsymadj.ODELayer(
+            keras.layers.Dense(2), t=np.linspace(0.0, 1.0, 12), max_steps=10, outputs="step"
+        )

@@ -44,8 +44,9 @@ MAX_STEPS = 24  # so that some steps of some solves are recomputed
 def test_evaluations_of_adaptive_steps(method, tolerance):
     s = METHODS[method].stages
     options = dict(
-        method=method, rtol=tolerance, atol=tolerance, first_step=1.0, max_steps=MAX_STEPS
-    )
+        method=method, rtol=tolerance, atol=tolerance, first_step=1.0, max_steps=MAX_STEPS,
+        outputs="step",
+    )  # fmt: skip
     forward, backward, vjps, stats = counts(SymplecticAdjoint(), **options)
     assert stats.num_steps == stats.num_accepted + stats.num_rejected
     assert forward <= stats.num_evaluations <= stats.num_steps * s + 2
@@ -77,5 +78,9 @@ def test_stages_of_weight_zero_cost_no_vjp():
 
 
 def test_dopri5_has_no_vjp_for_its_seventh_row():
-    _, _, vjps, stats = counts(SymplecticAdjoint(), method="dopri5", rtol=1e-5, atol=1e-5)
+    options = dict(method="dopri5", rtol=1e-5, atol=1e-5)
+    _, _, vjps, stats = counts(SymplecticAdjoint(), outputs="step", **options)
     assert vjps == 6 * stats.num_accepted
+    # But at the very end, for outputs inside of the last step.
+    _, _, vjps, stats = counts(SymplecticAdjoint(), outputs="interpolate", **options)
+    assert vjps == 6 * stats.num_accepted + 1

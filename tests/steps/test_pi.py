@@ -15,7 +15,7 @@ ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.adaptive]
 @pytest.mark.parametrize("first_step", [None, 0.1])
 def test_counts_of_adaptive_steps(method, first_step):
     stats = tfsymadj.solve(
-        pendulum, PENDULUM0, [0.0, 0.5, 1.0], method=method, first_step=first_step
+        pendulum, PENDULUM0, [0.0, 0.5, 1.0], method=method, first_step=first_step, outputs="step"
     ).stats
     tableau = METHODS[method]
     assert int(stats.num_steps) == int(stats.num_accepted) + int(stats.num_rejected)
