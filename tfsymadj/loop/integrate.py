@@ -113,7 +113,9 @@ class _Loop:
             return [], None, status, 0
         problem, evaluations, slopes = self._problem, 0, []
         if problem.method.fsal or problem.first_step is None:
-            slopes = problem.dynamics(problem.stops[0], problem.ys)
+            # Outside of the loop, where the caller's tapes would see into it.
+            apart = getattr(problem.dynamics, "apart", problem.dynamics)
+            slopes = apart(problem.stops[0], problem.ys)
             evaluations += 1
             status = first_failure(status, finite(slopes), Status.NON_FINITE_DYNAMICS)
         if problem.first_step is None:
