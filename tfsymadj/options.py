@@ -93,7 +93,7 @@ class Options(Configured):
     min_step: float | None = None
     max_step: float | None = None
     max_steps: int = 4096
-    outputs: str = "auto"
+    outputs: str = "step"
     gradient: Any = "symplectic_adjoint"
     autonomous: bool | None = None
     on_failure: str = "raise"

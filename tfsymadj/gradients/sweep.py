@@ -240,17 +240,28 @@ class Sweep:
         n = self._accepted - 1
         here, h = self._inside(n), self._grid.h[tf.maximum(n, 0)]
         with_time = self._problem.with_time
-        found, slopes = self._dynamics.vjp(
-            self._problem.stops[-1], self._end, here.last, with_values=with_time
+
+        def evaluate(_, lows, start, step):
+            found, slopes = self._dynamics.vjp(
+                self._problem.stops[-1], self._end, here.last, with_values=with_time
+            )
+            if with_time:
+                (dt,) = found.times
+                dt = tf.zeros([], tf.float64) if dt is None else dt
+                start, step = start + dt, step + dt + inner(here.last, slopes) / h
+            return tf.constant(False), add_terms(lows, found._replace(times=[])), start, step
+
+        # A loop of one pass, into which the caller's tapes don't see: see `ClosedDynamics.apart`.
+        _, lows, start, step = tf.while_loop(
+            lambda pending, *_: pending,
+            evaluate,
+            (tf.constant(True), state.lows, here.start, here.step),
+            maximum_iterations=1,
+            name="last_slope",
         )
-        if with_time:
-            (dt,) = found.times
-            dt = tf.zeros([], tf.float64) if dt is None else dt
-            size = here.step + dt + inner(here.last, slopes) / h
-            here = here._replace(start=here.start + dt, step=size)
-        lows = add_terms(state.lows, found._replace(times=[]))
         totals, lows = compensated_sum(state.totals._replace(times=[]), lows)
-        return _Adjoint(totals._replace(times=state.totals.times), lows, [here])
+        totals = totals._replace(times=state.totals.times)
+        return _Adjoint(totals, lows, [here._replace(start=start, step=step)])
 
 
 def _static(n):
