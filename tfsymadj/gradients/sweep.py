@@ -200,13 +200,13 @@ class Sweep:
         adjoints = self._outputs.add_cotangents(
             totals.ys, self._cotangents, grid, n, self._accepted
         )
-        slopes, before = None, []
+        slopes, before = [], []  # methods without an interpolant need not know of slopes
         if state.inside:
             before = [self._inside(n - 1)]
-            slopes = state.inside[0].of_stages(before[0].last)
+            slopes = [state.inside[0].of_stages(before[0].last)]
         sums = rule(
             self._dynamics, grid.t[n], grid.h[n], start, adjoints, state.lows, problem.with_time,
-            slopes,
+            *slopes,
         )  # fmt: skip
         times = sums.times
         if state.inside:
