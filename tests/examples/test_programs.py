@@ -195,3 +195,12 @@ def test_latent_ode(tmp_path):
     # The data of the package, the split and what is observed are always the same.
     np.testing.assert_allclose(mean[::2], [0.1656, 0.3577], atol=1e-3)
     assert (tmp_path / "latent_ode.png").stat().st_size > 10_000
+
+
+def test_van_der_pol(tmp_path):
+    output = run_example("van_der_pol.py", "--tolerance", "1e-3", "--output", tmp_path)
+
+    steps, rejected, evaluations, smallest, largest = row("dopri5", output)
+    assert evaluations >= 6 * (steps + rejected)
+    assert smallest < largest / 5
+    assert (tmp_path / "van_der_pol.png").stat().st_size > 10_000
