@@ -284,6 +284,21 @@ def test_every_step_of_a_failed_solve():
     assert np.isfinite(solution.y[: n + 1]).all() and np.isnan(solution.y[n + 1 :]).all()
 
 
+def test_every_equal_step_of_a_failed_solve():
+    """Also the parts of the state that stay finite."""
+
+    def dynamics(t, y):
+        return {"a": 1.0 / tf.maximum(0.55 - t, 0.0), "b": -y["b"]}
+
+    y0 = {"a": tf.constant(1.0, tf.float64), "b": tf.constant(1.0, tf.float64)}
+    solution = tfsymadj.solve(
+        dynamics, y0, [0.0, 1.0], method="euler", num_steps=10, outputs="steps", on_failure="status"
+    )
+    assert not solution.success
+    for y in solution.y.values():
+        assert np.isfinite(y[:7]).all() and np.isnan(y[7:]).all()
+
+
 def test_every_step_is_for_solve():
     with pytest.raises(ValueError, match="is for `solve`"):
         tfsymadj.ODELayer(lambda t, y: -y, outputs="steps")

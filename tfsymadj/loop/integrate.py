@@ -226,7 +226,7 @@ class _Loop:
         failed = tf.logical_not(is_success(status))
         each = problem.method.evaluations
         counted = c.evaluations[0] if each is None else c.attempts * each
-        last = Reached(failed, c.reached, c.accepted, c.ys, c.t)
+        last = Reached(failed, c.reached, c.accepted, c.ys, c.t, c.time)
         outputs, rates, times = self._outputs.read(c.outputs, problem.ys, last)
         kept = None
         if self._recording is not None:

@@ -49,6 +49,7 @@ class Reached(NamedTuple):
         accepted: the number of steps taken.
         ys: the last state.
         t: its time.
+        time: the time until which all was well.
     """
 
     failed: tf.Tensor
@@ -56,6 +57,7 @@ class Reached(NamedTuple):
     accepted: tf.Tensor
     ys: list
     t: tf.Tensor
+    time: tf.Tensor
 
 
 class StepCotangents(NamedTuple):
@@ -170,7 +172,9 @@ class StepOutputs:
             tf.where(_beside(later, y.shape.rank), y, buffers.stack_rows(r, y, self._static))
             for r, y in zip(rows, [*last.ys, last.t])
         ]
-        lost = tf.logical_and(last.failed, later)
+        # Equal steps go on after a failure.
+        beyond = tf.abs(times - self._start) > tf.abs(last.time - self._start)
+        lost = tf.logical_and(last.failed, tf.logical_or(later, beyond))
         states = [y + nan_where(lost, y.dtype, y.shape.rank) for y in states]
         return states, [], tf.stop_gradient(times)
 
