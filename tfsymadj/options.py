@@ -169,11 +169,9 @@ class Options(Configured):
             )
         # Not the one that was found first: this may be inside of `no_gradient`, or no more.
         gradient = get_gradient(self.gradient)
-        return (
-            solver
-            if gradient is solver.gradient
-            else dataclasses.replace(solver, gradient=gradient)
-        )
+        if gradient is not solver.gradient:
+            solver = dataclasses.replace(solver, gradient=gradient)
+        return solver
 
     def _interpolates(self, solver):
         if self.outputs in ("step", "steps") or not solver.controller.adaptive:

@@ -43,10 +43,10 @@ def solve(
             numbers is an array. In half precision only the dynamics get it, the solver holds it in
             float32.
         t: 1-D, at least two entries, strictly increasing or decreasing: the times at which the
-            solution is returned. The solver steps to them exactly, in float64. Where the dynamics
-            can't tell them apart in the dtype of the state, as times in seconds since 1970 in
-            float32, a warning says so: solve over `t - t[0]`, and add `t[0]` in the dynamics, from
-            a float64 tensor in `args`.
+            solution is returned, kept in float64; how the solver gets there: see `outputs`. Where
+            the dynamics can't tell them apart in the dtype of the state, as times in seconds since
+            1970 in float32, a warning says so: solve over `t - t[0]`, and add `t[0]` in the
+            dynamics, from a float64 tensor in `args`.
         args: nest of tensors; a tuple or list is passed as positional arguments. Numbers of Python
             get the real dtype of the state, arrays and tensors keep theirs.
         **options: those of `Options`: `method`, tolerances or steps, `gradient` and the like.

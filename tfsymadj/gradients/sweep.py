@@ -74,10 +74,7 @@ class Sweep:
             [a + g[0] for a, g in zip(totals.ys, self._cotangents)],
             in_dtype_of(dynamics.captured, totals.captured),
             in_dtype_of(dynamics.variables, totals.variables),
-            [
-                *totals.times,
-                *([self._rates] if self._outputs.interpolates and totals.times else []),
-            ],
+            [*totals.times, self._rates][: len(problem.times)],
         )
 
     def _segments(self, steps, state):
