@@ -20,20 +20,6 @@ FINE = dict(method="rk4", num_steps=40)
 TIGHT = dict(method="dopri5", rtol=1e-9, atol=1e-9)
 
 
-@pytest.fixture
-def solves(monkeypatch):
-    """Counts the solves; `len(solves)`."""
-    calls = []
-    integrate = CNF._integrate
-
-    def counted(self, *args, **kwargs):
-        calls.append(self.name)
-        return integrate(self, *args, **kwargs)
-
-    monkeypatch.setattr(CNF, "_integrate", counted)
-    return calls
-
-
 # The map and its determinant
 
 

@@ -427,20 +427,6 @@ def test_score_of_a_sample_within_its_tape(mode):
     assert relative_error(*run(compute, mode)) < 1e-12
 
 
-@pytest.fixture
-def solves(monkeypatch):
-    """Counts the solves; `len(solves)`."""
-    calls = []
-    integrate = CNF._integrate
-
-    def counted(self, *args, **kwargs):
-        calls.append(self.name)
-        return integrate(self, *args, **kwargs)
-
-    monkeypatch.setattr(CNF, "_integrate", counted)
-    return calls
-
-
 @pytest.mark.parametrize(
     "tapes, mode",
     [(0, "eager"), slow(0, "graph"), (1, "eager"), (1, "graph"), (2, "eager"), slow(2, "graph")],
