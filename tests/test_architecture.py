@@ -25,6 +25,7 @@ ORDER = [
     "checkpoints",
     "loop",
     "gradients",
+    "events",
     "compiled",
     "options",
     "solve",

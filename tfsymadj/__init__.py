@@ -3,6 +3,7 @@
 import importlib
 
 from tfsymadj import _backend, callbacks, layers  # noqa: F401 - the backend's check comes first
+from tfsymadj.events import Event
 from tfsymadj.gradients import (
     Backprop,
     ContinuousAdjoint,
@@ -15,7 +16,7 @@ from tfsymadj.gradients import (
 )
 from tfsymadj.layers import ODELayer
 from tfsymadj.methods import METHODS, ButcherTableau
-from tfsymadj.solution import Solution, Stats, Status
+from tfsymadj.solution import Occurrence, Solution, Stats, Status
 from tfsymadj.solve import odeint, solve
 from tfsymadj.steps import ConstantSteps, Controller, PIController, Proposal
 
@@ -28,9 +29,11 @@ __all__ = [
     "ConstantSteps",
     "ContinuousAdjoint",
     "Controller",
+    "Event",
     "Gradient",
     "NoGradient",
     "ODELayer",
+    "Occurrence",
     "PIController",
     "Proposal",
     "Solution",

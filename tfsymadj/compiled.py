@@ -36,6 +36,7 @@ class _Current(threading.local):
     """The call in progress: TensorFlow traces gradients in the middle of it."""
 
     dynamics = None
+    functions = ()
     contents = None
 
 
@@ -56,19 +57,23 @@ class _EagerCaller(Caller):
         """The dynamics of the call in progress."""
         return _current.dynamics
 
+    def function(self, i):
+        """The i-th of the further functions of the call in progress."""
+        return _current.functions[i]
+
     def position(self, x):
         return _current.contents.positions.get(_platform.storage(x))
 
     def traced(self):
-        before, self._paths = self._paths, Contents(_current.dynamics, with_paths=True)
+        before, self._paths = self._paths, Contents(_everything(), with_paths=True)
         if before is not None:
-            self.written = written(before, self._paths)
-        _current.contents = Contents(_current.dynamics, self.written)
+            self.written |= written(before, self._paths)
+        _current.contents = Contents(_everything(), self.written)
 
     def found(self, read, trained):
         self._paths = None
-        self.is_shared = all(self.position(x) is not None for x in read)
-        self.trained = [self.position(v) for v in trained]
+        self.is_shared &= all(self.position(x) is not None for x in read)
+        self.trained += [self.position(v) for v in trained]
 
     def looks_at(self, tensor, value):
         position = self.position(tensor)
@@ -225,21 +230,28 @@ _warned: set = set()
 _new = 0  # traces since the garbage collector came
 
 
-def solve(function, dynamics, inputs, options):
+def _everything():
+    """What the walk has to see."""
+    functions = _current.functions
+    return (_current.dynamics, *functions) if functions else _current.dynamics
+
+
+def solve(function, dynamics, functions, inputs, options):
     """Calls a compiled function of the dynamics and of inputs.
 
     Args:
         function: callable `(caller, inputs) -> outputs`, which traces the solve. It gets the
             dynamics from `caller.dynamics()`.
         dynamics: the user's callable.
+        functions: further callables of the user's, a list.
         inputs: nest of tensors.
         options: hashable, all else that the function depends on.
     """
     flat = tf.nest.flatten(inputs)
-    before = _current.dynamics, _current.contents
+    before = _current.dynamics, _current.functions, _current.contents
     try:
-        _current.dynamics = dynamics
-        contents = _current.contents = Contents(dynamics, _skipped(dynamics))
+        _current.dynamics, _current.functions = dynamics, functions
+        contents = _current.contents = Contents(_everything(), _skipped(dynamics))
         surroundings = (options, _structure(inputs), *(x.dtype for x in flat), _surroundings())
         key = surroundings, contents.key
         entry = None
@@ -253,7 +265,7 @@ def solve(function, dynamics, inputs, options):
             _entries.move_to_end(key)
         return trace(flat, _current.contents)
     finally:
-        _current.dynamics, _current.contents = before
+        _current.dynamics, _current.functions, _current.contents = before
 
 
 def _traced(function, dynamics, inputs, flat, surroundings, entry):

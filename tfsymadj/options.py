@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfsymadj.config import Configured, is_int, is_real
 from tfsymadj.dynamics.identity import Contents
+from tfsymadj.events import Event
 from tfsymadj.gradients import Gradient, get_gradient
 from tfsymadj.methods import ButcherTableau, Method, get_method
 from tfsymadj.steps import ConstantSteps, Controller, PIController
@@ -43,6 +44,8 @@ class SolverOptions(TypedDict, total=False):
     max_step: float | None
     max_steps: int
     outputs: str
+    jumps: Any
+    event: Event | list[Event] | tuple[Event, ...] | None
     gradient: str | Gradient
     autonomous: bool | None
     on_failure: str
@@ -72,6 +75,16 @@ class Options(Configured):
             equal steps each entry is a step's end in any case. `"steps"`: `Solution.t` and `y` are
             the times and states after all steps, `max_steps + 1` rows, of which the first
             `stats.num_accepted + 1` count and the others repeat the last one.
+        jumps: 1-D, in any order: times at which the dynamics may jump. Steps end there, and
+            evaluations stay on their own side of each, as far as the dtype of the state can tell.
+            They are differentiable, and no outputs; those outside of `t` count for nothing. Equal
+            steps are counted between two stops, whether these are entries of `t` or jumps.
+        event: an `Event` or a list of them. Their functions' signs are looked at several times in
+            each step; a root at the start is none. The first one that is terminal ends the solve:
+            the outputs not reached are NaN, and the status is success. `Solution.event` tells
+            which one it was, when, and the state, differentiable and of the method's order; if
+            none was terminal, it tells of the first one. Several roots within an eighth of a step
+            may go unnoticed: `max_step`.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
@@ -94,6 +107,8 @@ class Options(Configured):
     max_step: float | None = None
     max_steps: int = 4096
     outputs: str = "step"
+    jumps: Any = None
+    event: Any = None
     gradient: Any = "symplectic_adjoint"
     autonomous: bool | None = None
     on_failure: str = "raise"
@@ -106,6 +121,7 @@ class Options(Configured):
             )
         if self.outputs not in _OUTPUTS:
             raise ValueError(f"`outputs` must be one of {_OUTPUTS}. Received: {self.outputs!r}")
+        events = self._events()
         method = get_method(self.method)
         controller = self._controller_for(method)
         if self.max_step is not None and not controller.adaptive:
@@ -119,7 +135,7 @@ class Options(Configured):
             self,
             "_solver",
             Solver(
-                method=method if controller.adaptive else method.without_error(),
+                method=_in_use(method, controller, events),
                 controller=controller,
                 first_step=_as_positive("first_step", self.first_step),
                 min_step=_as_positive("min_step", self.min_step) or 0.0,
@@ -128,6 +144,7 @@ class Options(Configured):
                 gradient=get_gradient(self.gradient),
                 interpolates=False,
                 every_step=self.outputs == "steps",
+                events=events,
             ),
         )
 
@@ -184,6 +201,18 @@ class Options(Configured):
             return False
         return method.dense_order >= method.order - 1
 
+    def _events(self):
+        events = self.event
+        if events is None:
+            return ()
+        events = tuple(events) if isinstance(events, (list, tuple)) else (events,)
+        for event in events:
+            if not isinstance(event, Event):
+                raise TypeError(
+                    f"`event` must be an `Event` or a list of them. Received: {self.event!r}"
+                )
+        return events
+
     def _controller_for(self, method):
         controller, num_steps, step_size = self.controller, self.num_steps, self.step_size
         if num_steps is not None and step_size is not None:
@@ -230,6 +259,7 @@ class Solver:
     gradient: Gradient
     interpolates: bool
     every_step: bool
+    events: tuple
 
     def at_precision(self, ys: list) -> "Solver":
         """The solver for a state; with a warning where `rtol` is below its precision."""
@@ -285,8 +315,16 @@ class Solver:
         return (
             self.method, self.first_step is None, self.max_step is None, self.max_steps,
             self.gradient, self.interpolates, self.every_step,
+            tuple([(event.direction, event.terminal) for event in self.events]),
             type(self.controller), Contents(others).key,
         )  # fmt: skip
+
+
+def _in_use(method, controller, events):
+    """The method as the solve needs it."""
+    if events:
+        return method.with_interpolant()
+    return method if controller.adaptive else method.without_error()
 
 
 def with_options(function: Callable) -> Callable:

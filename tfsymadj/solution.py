@@ -22,6 +22,7 @@ class Status(enum.IntEnum):
     NON_FINITE_STATE = 3
     NON_FINITE_DYNAMICS = 4
     TIMES_NOT_MONOTONIC = 5
+    NON_FINITE_EVENT = 6
 
 
 #: What happened, and what to change: completed by the time at which it happened.
@@ -45,7 +46,12 @@ MESSAGES = {
         "their weights and `args` at this time."
     ),
     Status.TIMES_NOT_MONOTONIC: (
-        "The entries of `t` must be finite and strictly increasing or strictly decreasing."
+        "The entries of `t` must be finite and strictly increasing or strictly decreasing, and those "
+        "of `jumps` finite."
+    ),
+    Status.NON_FINITE_EVENT: (
+        "The function of an `Event` returned NaN. Make it finite wherever the solution may come, and "
+        "a little beyond."
     ),
 }
 
@@ -70,6 +76,20 @@ class Stats(NamedTuple):
     num_backward_evaluations: tf.Tensor
 
 
+class Occurrence(NamedTuple):
+    """The event that a solve met: the one that ended it, else the first one.
+
+    Attributes:
+        index: int32 scalar, the number of the `Event`; -1 if there was none.
+        t: its time, float64 scalar; NaN if there was none.
+        y: the state then, the nest of `y0`; likewise.
+    """
+
+    index: tf.Tensor
+    t: tf.Tensor
+    y: Any
+
+
 class Solution(NamedTuple):
     """The solution of an initial value problem.
 
@@ -78,6 +98,7 @@ class Solution(NamedTuple):
         y: the states at these times: the nest of `y0`, each tensor with a leading axis `len(t)`.
         status: int32 scalar, a value of `Status`.
         stats: `Stats`.
+        event: `Occurrence`; `()`, which holds no tensors, without an `event` to look for.
         success: whether the solve reached the last time, a boolean scalar.
     """
 
@@ -85,6 +106,7 @@ class Solution(NamedTuple):
     y: Any
     status: tf.Tensor
     stats: Stats
+    event: Occurrence | tuple[()] = ()
 
     @property
     def success(self) -> tf.Tensor:

@@ -13,7 +13,12 @@ from tfsymadj import compiled
 from tfsymadj._platform import vectorizing
 from tfsymadj.dynamics import calling
 from tfsymadj.dynamics.closing import close
+from tfsymadj.events.event import as_function
+from tfsymadj.events.root import with_event
+from tfsymadj.loop.failures import monotonic
+from tfsymadj.loop.intervals import with_jumps
 from tfsymadj.loop.problem import Problem
+from tfsymadj.loop.watch import Watch
 from tfsymadj.options import Options, Solver, SolverOptions, documented, with_options
 from tfsymadj.solution import MESSAGES, Solution, Status
 from tfsymadj.warning import warn
@@ -98,6 +103,7 @@ def odeint(
 def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solution:
     """`solve` by an `Options` object; `autonomous` in place of the option of that name."""
     times, with_time = _as_times(t)
+    jumps, with_time = _as_jumps(options.jumps, with_time)
     _check_callable(dynamics)
     state = _as_state(y0)
     ys = tf.nest.flatten(state)
@@ -108,19 +114,27 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
     if not getattr(dynamics, "built", True):
         calling.build(dynamics, state, args, autonomous)
     way = (autonomous, with_time)
+    inputs = {"state": state, "times": times, "args": args}
+    if solver.events:
+        inputs["event_args"] = tuple(_as_args(e.args, ys[0].dtype) for e in solver.events)
+    if jumps is not None:
+        inputs["jumps"] = jumps
 
     if tf.executing_eagerly():
-        solution, time = _solve_eagerly(dynamics, state, times, args, solver, way)
+        solution, time = _solve_eagerly(dynamics, inputs, solver, way)
         _refuse_empty(solution)
         if not autonomous:
             _warn_of_times(dynamics, state, times, solver, solution.stats.num_accepted)
         if options.on_failure == "raise":
             _raise_failure(solution, time)
         return solution
-    _refuse_vectorizing(solver.controller, (state, times, args))
+    _refuse_vectorizing(solver.controller, inputs)
     if not autonomous:
         _warn_of_times(dynamics, state, times, solver)
-    solution, time = _solve(calling.reference(dynamics), state, times, args, solver, way)
+    functions = [calling.reference(e.function) for e in solver.events]
+    solution, time = _solve(
+        calling.reference(dynamics), solver=solver, way=way, functions=functions, **inputs
+    )
     if options.on_failure == "raise":
         solution = _assert_success(solution, time)
     return solution
@@ -130,6 +144,11 @@ def check(dynamics, t, options: Options):
     """Checks the arguments that a layer or a bijector is made with."""
     _check_callable(dynamics)
     options.solver(_as_times(t)[0])
+    if options.event is not None:
+        raise ValueError(
+            "`event` is for `solve`: a layer or a flow returns nothing but states. "
+            f"Received: {options!r}"
+        )
     if options.outputs == "steps":
         raise ValueError(
             "`outputs='steps'` is for `solve`: a layer or a flow returns the states at the times "
@@ -142,7 +161,19 @@ def _check_callable(dynamics):
         raise TypeError(f"`dynamics` must be callable. Received: {dynamics!r}")
 
 
-def _solve(dynamics, state, times, args, solver: Solver, way, num_steps=None, caller=None):
+def _solve(
+    dynamics,
+    state,
+    times,
+    args,
+    solver: Solver,
+    way,
+    functions=(),
+    event_args=(),
+    jumps=None,
+    num_steps=None,
+    caller=None,
+):
     """Traces one solve into the current graph; returns the solution and the time it ended at.
 
     Args:
@@ -151,7 +182,10 @@ def _solve(dynamics, state, times, args, solver: Solver, way, num_steps=None, ca
         times: float64 vector.
         args: tuple of nests of tensors.
         solver: `Solver`.
-        way: whether the dynamics are autonomous, and whether `times` may need a gradient.
+        way: whether the dynamics are autonomous, and whether times may need a gradient.
+        functions: callables that return the functions of the events.
+        event_args: for each of them the tuple of its further arguments.
+        jumps: float64 vector, or None.
         num_steps: number of steps as an int32 scalar, where an eager caller knows it.
         caller: see `dynamics.closing.close`.
     """
@@ -162,49 +196,86 @@ def _solve(dynamics, state, times, args, solver: Solver, way, num_steps=None, ca
         for y in tf.nest.flatten(state)
     ]
     function = calling.as_function(dynamics, state, args, autonomous)
-    steps = _as_count(solver.controller.num_steps(times))
+    stops, switches, positions = _stops(times, jumps, solver, _time_dtype(state))
+    steps = _as_count(solver.controller.num_steps(stops))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
         steps = num_steps
     known = steps is not None
+    watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
         dynamics=close(function, ys, owner=dynamics(), caller=caller),
         ys=ys,
-        stops=tf.stack([times[0], times[-1]]) if solver.interpolates else times,
+        stops=stops,
         between=times if solver.interpolates else None,
         method=solver.method,
         controller=solver.controller,
         max_steps=steps if known else solver.max_steps,
-        known_length=known,
+        known_length=known and jumps is None and watch is None,
         first_step=solver.first_step,
         min_step=solver.min_step,
         with_time=with_time,
         max_step=solver.max_step,
         every_step=solver.every_step,
+        switches=switches,
+        valid=None if jumps is None else _valid(times, jumps),
+        watch=watch,
     )
-    outcome = solver.gradient.solve(problem)
+    outcome, event = solver.gradient.solve(problem), ()
+    if watch is not None:
+        outcome, event = with_event(problem, outcome, solver.gradient)
+        event = event._replace(y=_as_given(event.y, state))
+    if positions is not None and not solver.every_step:
+        outcome = outcome._replace(ys=[tf.gather(y, positions) for y in outcome.ys])
     solution = Solution(
         t=times if outcome.times is None else outcome.times,
-        y=tf.nest.map_structure(
-            lambda y, y0: tf.cast(y, y0.dtype), tf.nest.pack_sequence_as(state, outcome.ys), state
-        ),
+        y=_as_given(outcome.ys, state),
         status=outcome.status,
         stats=outcome.stats,
+        event=event,
     )
     return solution, outcome.time
 
 
-def _solve_eagerly(dynamics, state, times, args, solver, way):
+def _as_given(ys, state):
+    """States in the nest and the dtypes of the initial one."""
+    ys = tf.nest.pack_sequence_as(state, ys)
+    return tf.nest.map_structure(lambda y, y0: tf.cast(y, y0.dtype), ys, state)
+
+
+def _watch(functions, event_args, state, ys, solver, caller):
+    """The `Watch` of the events, or None."""
+    if not functions:
+        return None
+    closed = [
+        close(as_function(function, state, args), ys, owner=function(), caller=caller)
+        for function, args in zip(functions, event_args)
+    ]
+    return Watch(closed, [e.direction for e in solver.events], [e.terminal for e in solver.events])
+
+
+def _solve_eagerly(dynamics, inputs, solver, way):
     """The same as a compiled function: only so does a custom gradient save memory."""
-    inputs = {"state": state, "times": times, "args": args, "numbers": _vector(solver.numbers)}
-    steps = solver.controller.num_steps(times)
+    inputs = {**inputs, "numbers": _vector(solver.numbers)}
+    steps = None
+    if not solver.controller.adaptive:
+        stops, *_ = _stops(inputs["times"], inputs.get("jumps"), solver, tf.float64)
+        steps = solver.controller.num_steps(stops)
     if steps is not None:
         inputs["num_steps"] = tf.constant(_as_count(int(steps)), tf.int32)
 
     def function(caller, inputs):
         with_numbers = solver.with_numbers(inputs.pop("numbers"))
-        return _solve(caller.dynamics, solver=with_numbers, way=way, caller=caller, **inputs)
+        return _solve(
+            caller.dynamics,
+            solver=with_numbers,
+            way=way,
+            functions=[functools.partial(caller.function, i) for i in range(len(solver.events))],
+            caller=caller,
+            **inputs,
+        )
 
-    return compiled.solve(function, dynamics, inputs, (*solver.key, way))
+    functions = [event.function for event in solver.events]
+    return compiled.solve(function, dynamics, functions, inputs, (*solver.key, way))
 
 
 @functools.lru_cache(maxsize=256)
@@ -290,6 +361,43 @@ def _as_times(t):
     return times, differentiable
 
 
+def _as_jumps(jumps, with_time):
+    """The jumps as a float64 vector or None, and whether times may need a gradient."""
+    if jumps is None:
+        return None, with_time
+    differentiable = any(
+        tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))
+        for x in (jumps, *(jumps if isinstance(jumps, (tuple, list)) else ()))
+    )
+    if isinstance(jumps, (tuple, list)) and differentiable:
+        jumps = tf.stack([tf.cast(x, tf.float64) for x in jumps])
+    if not differentiable:
+        jumps = np.asarray(jumps, np.float64)
+    vector = tf.cast(tf.convert_to_tensor(jumps), tf.float64)
+    values = tf.get_static_value(vector)
+    if vector.shape.rank != 1 or (values is not None and not np.all(np.isfinite(values))):
+        raise ValueError(f"`jumps` must be 1-D, of finite times. Received: {jumps!r}")
+    if vector.shape[0] == 0:
+        return None, with_time
+    return vector, with_time or differentiable
+
+
+def _stops(times, jumps, solver, dtype):
+    """`Problem.stops` and `Problem.switches`, and where the output times are among the stops."""
+    if jumps is not None:
+        return with_jumps(times, jumps, not solver.interpolates, dtype)
+    return tf.stack([times[0], times[-1]]) if solver.interpolates else times, None, None
+
+
+def _time_dtype(state):
+    """The dtype in which the dynamics get the time."""
+    return tf.nest.flatten(state)[0].dtype.real_dtype
+
+
+def _valid(times, jumps):
+    return tf.logical_and(monotonic(times), tf.reduce_all(tf.math.is_finite(jumps)))
+
+
 def _refuse_vectorizing(controller, inputs):
     """Adaptive steps that differ from one element of a `tf.vectorized_map` to the next."""
     if controller.adaptive and vectorizing.differs_by_element(tf.nest.flatten(inputs)):
@@ -310,7 +418,7 @@ def _warn_of_times(dynamics, state, times, solver, num_accepted=None):
     values = tf.get_static_value(times)
     if values is None:
         return
-    dtype = tf.nest.flatten(state)[0].dtype.real_dtype
+    dtype = _time_dtype(state)
     latest = np.max(np.abs(values))
     spacing = float(np.spacing(latest.astype(dtype.as_numpy_dtype)))
     lengths = np.abs(np.diff(values))

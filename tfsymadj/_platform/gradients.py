@@ -31,7 +31,9 @@ def with_gradient(outputs, inputs, backward):
     count = len(outputs)
 
     def gradients(*cotangents):
-        return [None] * count + list(backward(list(cotangents[:count])))
+        # That of `tf.gather` has none but the rows that were gathered.
+        dense = [tf.convert_to_tensor(g) for g in cotangents[:count]]
+        return [None] * count + list(backward(dense))
 
     # The operation's gradient is found by name: also where the operation itself is gone, in a
     # SavedModel that is being written.

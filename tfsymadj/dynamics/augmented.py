@@ -31,6 +31,10 @@ class AdjointSystem:
         n = self._size
         return AdjointState(zs[:n], zs[n : 2 * n], zs[2 * n :])
 
+    def on(self, side):
+        """See `ClosedDynamics.on`."""
+        return AdjointSystem(self._dynamics.on(side), self._size)
+
     def __call__(self, t, zs):
         state = self.split(zs)
         found, values = self._dynamics.vjp(t, state.ys, state.adjoints, with_values=True)

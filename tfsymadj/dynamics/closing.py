@@ -6,6 +6,7 @@ over they are the `captured` inputs, for which the gradient methods return gradi
 step `tf.custom_gradient` would silently return no gradient for them.
 """
 
+import copy
 import weakref
 from typing import NamedTuple
 
@@ -59,6 +60,16 @@ class ClosedDynamics:
         with self.substituted():
             return self._function(t, list(ys))
 
+    def on(self, side):
+        """The same dynamics, evaluated on one side of their jumps.
+
+        Args:
+            side: an object whose `clamp` keeps a time on it.
+        """
+        function, dynamics = self._function, copy.copy(self)
+        dynamics._function = lambda t, ys: function(side.clamp(t), ys)
+        return dynamics
+
     def substituted(self):
         """The context in which reads are redirected: custom gradients of the dynamics read
         variables when the gradient is computed.
@@ -71,22 +82,10 @@ class ClosedDynamics:
         handles = [_platform.handle(v) for v in self.variables]
         return Sources(list(ys), self.captured, handles, list(times))
 
-    def apart(self, t, ys):
-        """An evaluation in a graph of its own, into which the tapes of the caller can't see.
-
-        A tensor that both the caller and a tape inside of the dynamics watch would be counted
-        twice: as what the dynamics read, and as the value that it was brought in as.
-        """
-        if _platform.in_control_flow():
-            return self(t, ys)
-        _, slopes = tf.while_loop(
-            lambda pending, _: pending,
-            lambda _, __: (tf.constant(False), self(t, ys)),
-            (tf.constant(True), [tf.zeros_like(y) for y in ys]),
-            maximum_iterations=1,
-            name="evaluation",
-        )
-        return slopes
+    @property
+    def apart(self):
+        """The same dynamics, evaluated in a graph of its own: see `ApartDynamics`."""
+        return ApartDynamics(self)
 
     def snapshot(self):
         """The values of what can't be given its value when it is evaluated again."""
@@ -129,6 +128,33 @@ class ClosedDynamics:
             for g, y in zip(found.ys, ys)
         ]
         return found._replace(ys=dys), values if with_values else None
+
+
+class ApartDynamics:
+    """Dynamics whose evaluations the tapes of the caller can't see into.
+
+    A tensor that both the caller and a tape inside of the dynamics watch would be counted twice:
+    as what the dynamics read, and as the value that it was brought in as.
+    """
+
+    def __init__(self, dynamics):
+        self._dynamics = dynamics
+
+    def on(self, side):
+        """See `ClosedDynamics.on`."""
+        return ApartDynamics(self._dynamics.on(side))
+
+    def __call__(self, t, ys):
+        if _platform.in_control_flow():
+            return self._dynamics(t, ys)
+        _, slopes = tf.while_loop(
+            lambda pending, _: pending,
+            lambda _, __: (tf.constant(False), self._dynamics(t, ys)),
+            (tf.constant(True), [tf.zeros_like(y) for y in ys]),
+            maximum_iterations=1,
+            name="evaluation",
+        )
+        return slopes
 
 
 class Caller:

@@ -23,7 +23,7 @@ class Backprop(Gradient):
 
     def solve(self, problem):
         outcome = integrate(dataclasses.replace(problem, dynamics=problem.dynamics.apart))
-        return outcome._replace(ys=_fail_gradients(outcome.ys, outcome.status, problem))
+        return outcome.with_states(_fail_gradients(outcome.states, outcome.status, problem))
 
 
 def _fail_gradients(ys, status, problem):

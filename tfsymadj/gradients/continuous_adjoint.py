@@ -102,6 +102,16 @@ class ContinuousAdjoint(Recomputing):
                 "`outputs='steps'` has no continuous adjoint: the steps are no part of the problem "
                 f"that it differentiates. Use another `gradient`. Received: {self!r}"
             )
+        if problem.watch is not None:
+            raise ValueError(
+                "`event` has no continuous adjoint here. Use another `gradient`. "
+                f"Received: {self!r}"
+            )
+        if problem.switches is not None:
+            raise ValueError(
+                "`jumps` have no continuous adjoint here. Use another `gradient`. "
+                f"Received: {self!r}"
+            )
         return None
 
     def backward(self, problem, recording, outcome, cotangents):

@@ -42,9 +42,8 @@ class NoGradient(Gradient):
         for part in others:
             part = dataclasses.replace(part, ys=[y[-1] for y in outcome.ys])
             outcome = _joined(outcome, integrate(part))
-        return outcome._replace(
-            ys=_without_gradient(outcome.ys), time=tf.cast(outcome.time, tf.float64)
-        )
+        outcome = outcome.with_states(_without_gradient(outcome.states))
+        return outcome._replace(time=tf.cast(outcome.time, tf.float64))
 
 
 def _without_gradient(ys):
@@ -65,7 +64,8 @@ def _parts(problem):
     """The problem with tables of its steps, cut at the output times; if they are known."""
     times, controller = tf.get_static_value(problem.stops), problem.controller
     single = all(y.dtype.real_dtype == tf.float32 for y in problem.ys)
-    if times is None or not single or controller.table(times) is None:
+    plain = single and problem.switches is None and problem.watch is None
+    if times is None or not plain or controller.table(times) is None:
         return [problem]
     count = len(times) - 1
     cuts = [times[m : m + 2] for m in range(count)] if count <= _MAX_LOOPS else [times]

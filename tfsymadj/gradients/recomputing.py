@@ -27,7 +27,7 @@ class Recomputing(Gradient):
             problem: `Problem`.
             recording: of `recording`.
             outcome: of the forward pass.
-            cotangents: list of tensors like `outcome.ys`.
+            cotangents: list of tensors like `outcome.states`.
 
         Returns:
             The gradients: for the initial state, what the dynamics read, and the stops if
@@ -56,10 +56,10 @@ class Recomputing(Gradient):
             return _refuse_changes(dynamics, snapshot, found) if snapshot else found
 
         inputs = Sources(problem.ys, dynamics.captured, dynamics.variables, problem.all_times)
-        ys = _platform.with_gradient(outcome.ys, tf.nest.flatten(inputs), backward)
+        states = _platform.with_gradient(outcome.states, tf.nest.flatten(inputs), backward)
         planned = self.backward_evaluations(problem, recording, outcome)
         stats = outcome.stats._replace(num_backward_evaluations=planned)
-        return outcome._replace(ys=ys, stats=stats)
+        return outcome.with_states(states)._replace(stats=stats)
 
 
 def _refuse_changes(dynamics, snapshot, gradients):

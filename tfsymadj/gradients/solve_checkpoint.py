@@ -32,7 +32,7 @@ class SolveCheckpoint(Recomputing):
             with dynamics.substituted():
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(sources)
-                    outputs = integrate(here).ys
+                    outputs = integrate(here).states
                 found = tape.gradient(outputs, sources, cotangents)
             inputs = sources._replace(variables=dynamics.variables)
             found = tf.nest.map_structure(_gradient_of, found, inputs)
@@ -46,7 +46,7 @@ class SolveCheckpoint(Recomputing):
             repeat,
             (
                 tf.constant(True),
-                after([g[-1] for g in cotangents], problem.ys),
+                after([g[-1] for g in cotangents[: len(problem.ys)]], problem.ys),
                 problem.all_times,
                 [tf.zeros_like(x) for x in dynamics.captured],
                 [tf.zeros_like(tf.convert_to_tensor(x)) for x in dynamics.variables],

@@ -25,7 +25,7 @@ class Sweep:
         problem: `Problem`.
         recording: `Recording`.
         outcome: `Outcome` of the forward pass.
-        cotangents: list of tensors like `outcome.ys`.
+        cotangents: list of tensors like `outcome.states`.
     """
 
     def __init__(self, problem, recording, outcome, cotangents):
@@ -35,15 +35,19 @@ class Sweep:
         # The FSAL row and the error estimate are of no use to the derivative.
         self._method = problem.method.without_error()
         self._outputs = outputs_of(problem)
+        self._intervals = problem.intervals
         self._recording = recording
-        self._grid, self._kept, rates = outcome.record
+        record = outcome.record
+        self._grid, self._kept = record.grid, record.kept
         self._accepted = outcome.stats.num_accepted
-        self._cotangents = cotangents
+        count = len(problem.ys)
+        self._cotangents, self._of_mark = cotangents[:count], cotangents[count:]
+        self._mark = outcome.mark
         self._rates = None  # gradients for the times of outputs inside of steps
         if self._outputs.interpolates:
-            self._end = [y[-1] for y in outcome.ys]
-            self._rates = self._outputs.rates(cotangents, rates)
-            direction = tf.sign(problem.stops[1] - problem.stops[0])
+            self._end, self._end_time = record.end, record.time
+            self._rates = self._outputs.rates(self._cotangents, record.rates)
+            direction = tf.sign(problem.stops[-1] - problem.stops[0])
             self._firsts = self._outputs.firsts(self._grid.t, direction)
 
     def run(self):
@@ -71,7 +75,7 @@ class Sweep:
             return [tf.cast(g, x.dtype) for g, x in zip(gradients, inputs)]
 
         return Sources(
-            [a + g[0] for a, g in zip(totals.ys, self._cotangents)],
+            self._with_mark(0, [a + g[0] for a, g in zip(totals.ys, self._cotangents)]),
             in_dtype_of(dynamics.captured, totals.captured),
             in_dtype_of(dynamics.variables, totals.variables),
             [*totals.times, self._rates][: len(problem.times)],
@@ -128,13 +132,18 @@ class Sweep:
         live = dict(zip(self._dynamics.live, ys))
         return [live.get(i, tf.zeros_like(y)) for i, y in enumerate(self._problem.ys)]
 
-    def _live_slopes(self, t, ys):
-        slopes = self._dynamics(t, self._whole(ys))
-        return [slopes[i] for i in self._dynamics.live]
+    def _dynamics_of(self, n):
+        return self._intervals.of(self._dynamics, self._grid.interval_of(n))
 
     def _step(self, n, ys):
         """A step of the live parts of the state."""
-        return self._method.step(self._live_slopes, self._grid.t[n], self._grid.h[n], ys)
+        dynamics = self._dynamics_of(n)
+
+        def live_slopes(t, ys):
+            slopes = dynamics(t, self._whole(ys))
+            return [slopes[i] for i in dynamics.live]
+
+        return self._method.step(live_slopes, self._grid.t[n], self._grid.h[n], ys)
 
     def _advance(self, begin, end, ys):
         """The state before the step `end`, from the one before the step `begin`."""
@@ -197,15 +206,19 @@ class Sweep:
         adjoints = self._outputs.add_cotangents(
             totals.ys, self._cotangents, grid, n, self._accepted
         )
+        adjoints = self._with_mark(n + 1, adjoints)
         slopes, before = [], []  # methods without an interpolant need not know of slopes
         if state.inside:
             before = [self._inside(n - 1)]
-            slopes = [state.inside[0].of_stages(before[0].last)]
+            jumps, shared = self._begins_with_jump(n), before[0].last
+            if jumps is not None:
+                shared = [tf.where(jumps, tf.zeros_like(x), x) for x in shared]
+            slopes = [state.inside[0].of_stages(shared)]
         sums = rule(
-            self._dynamics, grid.t[n], grid.h[n], start, adjoints, state.lows, problem.with_time,
-            *slopes,
+            self._dynamics_of(n), grid.t[n], grid.h[n], start, adjoints, state.lows,
+            problem.with_time, *slopes,
         )  # fmt: skip
-        times = sums.times
+        times, sums = sums.times, sums._replace(times=[])
         if state.inside:
             (here,) = state.inside
             sums = sums._replace(ys=add(sums.ys, here.ys))
@@ -215,9 +228,10 @@ class Sweep:
                 # The last slope of the step before is this one's first, but goes with its size.
                 earlier = before[0].step + product / grid.h[tf.maximum(n - 1, 0)]
                 before = [before[0]._replace(step=earlier)]
-        totals, lows = compensated_sum(
-            totals._replace(ys=adjoints, times=[]), sums._replace(times=[])
-        )
+            if jumps is not None:
+                ys = start(0) if callable(start) else start
+                before, sums = self._last_slope(jumps, n - 1, grid.t[n], ys, before, sums)
+        totals, lows = compensated_sum(totals._replace(ys=adjoints, times=[]), sums)
         stops = [grid.to_stops(g, n, *times) for g in state.totals.times]
         return _Adjoint(totals._replace(times=stops), lows, before)
 
@@ -232,33 +246,67 @@ class Sweep:
             self._grid.t[k], self._grid.h[k], begin, end, self._cotangents, self._rates
         )
 
+    def _with_mark(self, n, adjoints):
+        """The adjoint before step n, with the cotangent of the mark if that is where it is."""
+        if self._mark is None:
+            return adjoints
+        here = tf.equal(self._mark.number, n)
+        return [
+            a + tf.where(here, g, tf.zeros([], g.dtype)) for a, g in zip(adjoints, self._of_mark)
+        ]
+
+    def _begins_with_jump(self, n):
+        """Whether the last slope of the step before n is not the first one of n; None: never."""
+        if self._problem.switches is None:
+            return None
+        arrived = self._grid.hits_end[tf.maximum(n - 1, 0)] != 0.0
+        at_switch = self._intervals.begins_with_jump(self._grid.interval_of(n))
+        return tf.logical_and(n > 0, tf.logical_and(arrived, at_switch))
+
     def _from_the_end(self, state):
         """The state before the last step, whose last slope no other step has as its first."""
         n = self._accepted - 1
-        here, h = self._inside(n), self._grid.h[tf.maximum(n, 0)]
-        with_time = self._problem.with_time
+        inside, lows = self._last_slope(
+            n >= 0, n, self._end_time, self._end, [self._inside(n)], state.lows
+        )
+        totals, lows = compensated_sum(state.totals._replace(times=[]), lows)
+        return _Adjoint(totals._replace(times=state.totals.times), lows, inside)
 
-        def evaluate(_, lows, start, step):
-            found, slopes = self._dynamics.vjp(
-                self._problem.stops[-1], self._end, here.last, with_values=with_time
-            )
+    def _last_slope(self, wanted, n, t, ys, inside, sums):
+        """The part of the last slope of step n, where it is evaluated by itself, if `wanted`.
+
+        Args:
+            wanted: bool scalar.
+            n: int32 scalar.
+            t: the time after the step.
+            ys: the state then.
+            inside: list of the `StepCotangents` of step n.
+            sums: `Sources`, to which the gradients are added.
+
+        Returns:
+            `(inside, sums)`.
+        """
+        (here,), with_time = inside, self._problem.with_time
+        n = tf.maximum(n, 0)
+
+        def evaluate(_, sums, start, step):
+            found, slopes = self._dynamics_of(n).vjp(t, ys, here.last, with_values=with_time)
             if with_time:
                 (dt,) = found.times
                 dt = tf.zeros([], tf.float64) if dt is None else dt
-                start, step = start + dt, step + dt + inner(here.last, slopes) / h
-            return tf.constant(False), add_terms(lows, found._replace(times=[])), start, step
+                start, step = start + dt, step + dt + inner(here.last, slopes) / self._grid.h[n]
+            return tf.constant(False), add_terms(sums, found._replace(times=[])), start, step
 
-        # A loop of one pass, into which the caller's tapes don't see: see `ClosedDynamics.apart`.
-        _, lows, start, step = tf.while_loop(
+        # A loop of one pass at most, into which the caller's tapes don't see: see
+        # `ClosedDynamics.apart`.
+        _, sums, start, step = tf.while_loop(
             lambda pending, *_: pending,
             evaluate,
-            (tf.constant(True), state.lows, here.start, here.step),
+            (wanted, sums, here.start, here.step),
             maximum_iterations=1,
             name="last_slope",
         )
-        totals, lows = compensated_sum(state.totals._replace(times=[]), lows)
-        totals = totals._replace(times=state.totals.times)
-        return _Adjoint(totals, lows, [here._replace(start=start, step=step)])
+        return [here._replace(start=start, step=step)], sums
 
 
 def _static(n):

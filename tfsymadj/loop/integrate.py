@@ -11,6 +11,7 @@ from tfsymadj.loop import grid
 from tfsymadj.loop.failures import finite, first_failure, is_success, monotonic
 from tfsymadj.loop.outputs import Reached, Taken, outputs_of
 from tfsymadj.loop.problem import Outcome, Problem, Record
+from tfsymadj.loop.watch import Lookout, Mark
 from tfsymadj.solution import Stats, Status
 from tfsymadj.steps.first_step import automatic_first_step, given_first_step
 
@@ -49,6 +50,7 @@ class _Carry(NamedTuple):
     outputs: list  # see `outputs`
     grid: list  # of one tensor list
     kept: Kept
+    seen: list  # of one `Seen`, where events are looked for
 
 
 class _Trial(NamedTuple):
@@ -74,7 +76,13 @@ class _Loop:
     def __init__(self, problem, recording):
         self._problem = problem
         self._adaptive = problem.controller.adaptive
+        self._intervals = problem.intervals
+        # Else it is a matter of the attempts.
+        self._counts = problem.method.evaluations is None or problem.switches is not None
         self._outputs = outputs_of(problem, problem.with_time and recording is not None)
+        self._lookout = None
+        if problem.watch is not None:
+            self._lookout = Lookout(problem.watch, problem.stops, problem.method)
         self._recording = recording
         self._live = [] if recording is None else problem.dynamics.live
         self._store = Store(recording or Recording(stride=1, rows=0), problem.method.stages)
@@ -82,16 +90,19 @@ class _Loop:
     def start(self):
         """The loop's first variables, and the number of evaluations that they took."""
         problem, ys, start = self._problem, self._problem.ys, self._problem.stops[0]
-        fine = monotonic(problem.output_times)  # from the first to the last of the stops
+        fine = problem.valid
+        if fine is None:  # from the first to the last of the stops
+            fine = monotonic(problem.output_times)
         status = tf.where(fine, int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
         status = first_failure(status, finite(ys), Status.NON_FINITE_STATE)
         slopes, first_step, status, evaluations = self._first(status)
+        seen = [] if self._lookout is None else [self._lookout.start(ys, slopes)]
         recorded = self._recording is not None
         carry = _Carry(
             attempts=tf.zeros([], tf.int32),
             accepted=tf.zeros([], tf.int32),
-            evaluations=[] if problem.method.evaluations is not None else [tf.zeros([], tf.int32)],
-            interval=tf.zeros([], tf.int32),
+            evaluations=[tf.zeros([], tf.int32)] if self._counts else [],
+            interval=self._intervals.first,
             t=start,
             ys=list(ys),
             lows=[tf.zeros_like(y) for y in ys],
@@ -104,27 +115,32 @@ class _Loop:
             outputs=self._outputs.reserve(ys),
             grid=[grid.reserve(problem.max_steps)] if recorded else [],
             kept=self._store.empty([ys[i] for i in self._live]) if recorded else Kept([], []),
+            seen=seen,
         )
         return carry, evaluations
 
     def _first(self, status):
         """The first slopes and the first step's size, as far as they are needed."""
-        if not self._adaptive:
-            return [], None, status, 0
-        problem, evaluations, slopes = self._problem, 0, []
-        if problem.method.fsal or problem.first_step is None:
+        problem, evaluations, slopes, first_step = self._problem, 0, [], None
+        automatic = self._adaptive and problem.first_step is None
+        if problem.method.fsal or automatic:
             # Outside of the loop, where the caller's tapes would see into it.
-            apart = getattr(problem.dynamics, "apart", problem.dynamics)
+            dynamics = self._intervals.of(problem.dynamics, self._intervals.first)
+            apart = getattr(dynamics, "apart", dynamics)
             slopes = apart(problem.stops[0], problem.ys)
             evaluations += 1
             status = first_failure(status, finite(slopes), Status.NON_FINITE_DYNAMICS)
-        if problem.first_step is None:
+        if automatic:
             first_step = automatic_first_step(
-                problem.dynamics, problem.controller, problem.method.order, problem.stops,
-                problem.ys, slopes,
-            )  # fmt: skip
+                dynamics,
+                problem.controller,
+                problem.method.order,
+                problem.stops,
+                problem.ys,
+                slopes,
+            )
             evaluations += 1
-        else:
+        elif self._adaptive:
             first_step = given_first_step(problem.first_step, problem.stops[0])
         return slopes if problem.method.fsal else [], first_step, status, evaluations
 
@@ -137,14 +153,16 @@ class _Loop:
             # `tf.vectorized_map` can tell.
             return bounded
         ongoing = is_success(c.status)
+        for seen in c.seen:
+            ongoing = tf.logical_and(ongoing, tf.logical_not(seen.mark.stopped))
         return tf.logical_and(bounded, tf.logical_and(ongoing, c.interval < problem.num_stops - 1))
 
     def attempt(self, c):
         """One step: the loop's body."""
         kept = self._store.with_state(c.kept, c.accepted, [c.ys[i] for i in self._live], c.moved)
         trial = self._try(c)
-        verdict = self._judge(c, trial)
-        return (self._advance(c, trial, verdict, kept),)
+        verdict, seen = self._watched(c, trial, self._judge(c, trial))
+        return (self._advance(c, trial, verdict, kept)._replace(seen=seen),)
 
     def _interval(self, c):
         stops = self._problem.stops
@@ -155,7 +173,8 @@ class _Loop:
         proposal = problem.controller.propose(c.control, c.t, *self._interval(c))
         if problem.max_step is not None:
             proposal = proposal.at_most(c.t, problem.max_step)
-        step = problem.method.step(problem.dynamics, c.t, proposal.step, c.ys, c.first or None)
+        dynamics = self._intervals.of(problem.dynamics, c.interval)
+        step = problem.method.step(dynamics, c.t, proposal.step, c.ys, c.first or None)
         return _Trial(proposal, step, *compensated_sum(c.ys, add(c.lows, step.increments)))
 
     def _judge(self, c, trial):
@@ -187,24 +206,42 @@ class _Loop:
         reason = tf.where(fine, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE_DYNAMICS))
         return _Verdict(accepted, control, tf.where(stuck, reason, c.status))
 
+    def _watched(self, c, trial, verdict):
+        """The verdict after a look at the events, and what was seen."""
+        if self._lookout is None:
+            return verdict, []
+        (seen,), accepted = c.seen, verdict.accepted
+        seen = self._lookout.look(seen, accepted, c.accepted, c.interval, c.t, c.ys, trial)
+        verdict = verdict._replace(
+            accepted=tf.logical_and(accepted, tf.logical_not(seen.mark.stopped)),
+            status=first_failure(verdict.status, seen.valid, Status.NON_FINITE_EVENT),
+        )
+        return verdict, [seen]
+
     def _advance(self, c, trial, verdict, kept):
         proposal, step, ys, lows = trial
         accepted, control, status = verdict
         if tf.get_static_value(accepted) is not True:  # else nothing is ever rejected
             ys, lows = select(accepted, ys, c.ys), select(accepted, lows, c.lows)
         t = tf.where(accepted, proposal.end, c.t)
-        interval = c.interval + tf.cast(tf.logical_and(accepted, proposal.hits_end), tf.int32)
+        arrives = tf.logical_and(accepted, proposal.hits_end)
+        interval = tf.where(arrives, self._intervals.following(c.interval), c.interval)
         well = is_success(status)
+        first = select(accepted, step.slopes[-1], c.first) if c.first else []
+        evaluations = step.evaluations
+        if self._problem.switches is not None:
+            control, first, more = self._after_jump(arrives, interval, t, ys, control, first)
+            evaluations = evaluations + more
         stages = [[stage[i] for stage in step.stages] for i in self._live]
         return _Carry(
             attempts=c.attempts + 1,
             accepted=c.accepted + tf.cast(accepted, tf.int32),
-            evaluations=[n + step.evaluations for n in c.evaluations],
+            evaluations=[n + evaluations for n in c.evaluations],
             interval=interval,
             t=t,
             ys=ys,
             lows=lows,
-            first=select(accepted, step.slopes[-1], c.first) if c.first else [],
+            first=first,
             control=control,
             status=status,
             reached=tf.where(well, interval, c.reached),
@@ -216,21 +253,45 @@ class _Loop:
             ),
             grid=[grid.write(rows, c.accepted, c.t, c.interval, proposal) for rows in c.grid],
             kept=self._store.with_stages(kept, c.accepted, stages),
+            seen=c.seen,
         )
+
+    def _after_jump(self, arrives, interval, t, ys, control, first):
+        """The controller's state and the first slope where the dynamics may have jumped, and the
+        number of evaluations that this took.
+        """
+        problem = self._problem
+        jumps = tf.logical_and(arrives, self._intervals.begins_with_jump(interval))
+        restarted = problem.controller.restarted(control)
+        control = tf.nest.map_structure(lambda a, b: tf.where(jumps, a, b), restarted, control)
+        # There is none after the last stop.
+        jumps = tf.logical_and(jumps, interval < problem.num_stops - 1)
+        if not first:
+            return control, first, 0
+
+        def evaluate():
+            return self._intervals.of(problem.dynamics, interval)(t, ys)
+
+        return control, tf.cond(jumps, evaluate, lambda: first), tf.cast(jumps, tf.int32)
 
     def finish(self, c, evaluations):
         """`Outcome` of the loop's last variables."""
         problem = self._problem
-        arrived = tf.equal(c.interval, problem.num_stops - 1)
-        status = first_failure(c.status, arrived, Status.MAX_STEPS_REACHED)
-        failed = tf.logical_not(is_success(status))
-        each = problem.method.evaluations
-        counted = c.evaluations[0] if each is None else c.attempts * each
-        last = Reached(failed, c.reached, c.accepted, c.ys, c.t, c.time)
+        ended = tf.equal(c.interval, problem.num_stops - 1)
+        mark = None
+        if c.seen:
+            mark = self._mark(c.seen[0].mark)
+            ended = tf.logical_or(ended, mark.stopped)
+        status = first_failure(c.status, ended, Status.MAX_STEPS_REACHED)
+        short = tf.logical_not(is_success(status))
+        if mark is not None:
+            short = tf.logical_or(short, mark.stopped)
+        counted = c.evaluations[0] if self._counts else c.attempts * problem.method.evaluations
+        last = Reached(short, c.reached, c.accepted, c.ys, c.t, c.time)
         outputs, rates, times = self._outputs.read(c.outputs, problem.ys, last)
         kept = None
         if self._recording is not None:
-            kept = Record(grid.read(c.grid[0]), c.kept, rates)
+            kept = Record(grid.read(c.grid[0]), c.kept, rates, c.ys, c.t)
         return Outcome(
             ys=outputs,
             status=status,
@@ -245,4 +306,13 @@ class _Loop:
             ),
             record=kept,
             times=times,
+            mark=mark,
         )
+
+    def _mark(self, mark: Mark):
+        """The mark, with the derivative of its time for the stops."""
+        start, end = self._interval(mark)
+        moves = (1.0 - mark.fraction) * start + mark.fraction * end
+        t = tf.stop_gradient(mark.t) + (moves - tf.stop_gradient(moves))
+        constants = tf.nest.map_structure(tf.stop_gradient, mark._replace(t=t, ys=[]))
+        return constants._replace(t=t, ys=mark.ys)

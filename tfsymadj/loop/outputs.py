@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from tfsymadj.arithmetic import inner
 from tfsymadj.checkpoints import buffers
 from tfsymadj.loop.failures import nan_where
+from tfsymadj.methods.extension import Extension
 from tfsymadj.methods.method import SlopeCotangents
 
 #: Outputs inside of steps are computed so many at a time, but not more than so many numbers.
@@ -44,7 +44,7 @@ class Reached(NamedTuple):
     """Where the loop ended.
 
     Attributes:
-        failed: whether the solve failed.
+        short: whether the solve ended before the last stop, by a failure or an event.
         stop: the last stop before that.
         accepted: the number of steps taken.
         ys: the last state.
@@ -52,7 +52,7 @@ class Reached(NamedTuple):
         time: the time until which all was well.
     """
 
-    failed: tf.Tensor
+    short: tf.Tensor
     stop: tf.Tensor
     accepted: tf.Tensor
     ys: list
@@ -124,7 +124,7 @@ class StopOutputs:
             outputs = [tf.stack([y0, y]) for y0, y in zip(ys0, last.ys)]
         else:
             outputs = [buffers.stack_rows(r, y, self._static) for r, y in zip(rows, ys0)]
-        lost = tf.logical_and(last.failed, tf.range(self._num_stops) > last.stop)
+        lost = tf.logical_and(last.short, tf.range(self._num_stops) > last.stop)
         return [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs], [], None
 
     def last_cotangents(self, cotangents, accepted):
@@ -174,7 +174,7 @@ class StepOutputs:
         ]
         # Equal steps go on after a failure.
         beyond = tf.abs(times - self._start) > tf.abs(last.time - self._start)
-        lost = tf.logical_and(last.failed, tf.logical_or(later, beyond))
+        lost = tf.logical_and(last.short, tf.logical_or(later, beyond))
         states = [y + nan_where(lost, y.dtype, y.shape.rank) for y in states]
         return states, [], tf.stop_gradient(times)
 
@@ -214,7 +214,7 @@ class InterpolatedOutputs:
     interpolates = True
 
     def __init__(self, method, times, ys, with_rates):
-        self._dense = method.dense
+        self._extension = Extension(method.dense)
         self._times = times
         self._count = tf.size(times) if times.shape[0] is None else times.shape[0]
         self._with_rates = with_rates
@@ -223,26 +223,6 @@ class InterpolatedOutputs:
         self._num_blocks = -(-self._count // self._block)
         # A step visits each block at most once, and the last one of the step before again.
         self._bound = self._num_blocks + 1 if isinstance(self._num_blocks, int) else None
-
-    def _weights(self, theta, powers):
-        """The polynomials b_i at theta, or their derivatives, `[times, slopes]`."""
-        degrees = np.arange(1, self._dense.shape[1] + 1)
-        values = [tf.ones_like(theta)]
-        for _ in degrees:  # not by `**`, whose second derivatives are NaN at zero
-            values.append(values[-1] * theta)
-        if powers == "value":
-            columns = [values[k] for k in degrees]
-        else:
-            columns = [k * values[k - 1] for k in degrees]
-        return tf.matmul(tf.stack(columns, axis=1), tf.constant(self._dense.T))
-
-    def _combined(self, weights, stacked):
-        """`[times, slopes]` times `[slopes, ...]`."""
-        shape = tf.shape(stacked)
-        flat = tf.reshape(stacked, [self._dense.shape[0], -1])
-        product = tf.matmul(tf.cast(weights, flat.dtype), flat)
-        product = tf.reshape(product, tf.concat([[self._block], shape[1:]], 0))
-        return tf.ensure_shape(product, [self._block, *stacked.shape[1:]])
 
     def _empty_block(self, y):
         block = tf.zeros(tf.concat([[self._block], tf.shape(y)], 0), y.dtype)
@@ -286,10 +266,12 @@ class InterpolatedOutputs:
             theta = tf.where(mask, (times - t) / h, tf.zeros_like(times))
             new = []
             for powers in ("value", "rate")[: 1 + self._with_rates]:
-                weights = self._weights(theta, powers)
+                weights = self._extension.weights(theta, powers)
                 weights = h * weights if powers == "value" else weights
                 for i, y in enumerate(taken.ys):
-                    x = self._combined(weights, tf.stack([slope[i] for slope in taken.slopes]))
+                    x = self._extension.combined(
+                        weights, tf.stack([slope[i] for slope in taken.slopes])
+                    )
                     new.append(y + x if powers == "value" else x)
             like = new[:size] * (1 + self._with_rates)
             old = [buffers.get_row(r, q, x) for r, x in zip(lists, like)]
@@ -320,7 +302,7 @@ class InterpolatedOutputs:
             tf.ensure_shape(tf.concat([[y0], x[1:-1], [y]], 0), x.shape)
             for x, y0, y in zip(stacked[:size], ys0, last.ys)
         ]
-        lost = tf.logical_and(last.failed, tf.range(count) >= m)
+        lost = tf.logical_and(last.short, tf.range(count) >= m)
         outputs = [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
         return outputs, stacked[size:], None
 
@@ -355,7 +337,7 @@ class InterpolatedOutputs:
             cotangents: list of tensors `[count, ...]`.
             rates: of `rates`.
         """
-        slopes = self._dense.shape[0]
+        slopes = self._extension.num_slopes
 
         def one_block(m, found):
             ids = m + tf.range(self._block)
@@ -363,7 +345,7 @@ class InterpolatedOutputs:
             ids = tf.minimum(ids, self._count - 1)
             theta = (tf.gather(self._times, ids) - t) / h
             theta = tf.where(mask, theta, tf.zeros_like(theta))
-            weights = tf.transpose(h * self._weights(theta, "value"))
+            weights = tf.transpose(h * self._extension.weights(theta, "value"))
             sums, totals = [], []
             for g, s, total in zip(cotangents, found.slopes, found.ys):
                 g = tf.gather(g, ids)

@@ -8,6 +8,8 @@ import tensorflow as tf
 from tfsymadj.checkpoints.store import Kept
 from tfsymadj.dynamics.closing import ClosedDynamics
 from tfsymadj.loop.grid import Grid
+from tfsymadj.loop.intervals import Intervals, Switches
+from tfsymadj.loop.watch import Mark, Watch
 from tfsymadj.methods.method import Method
 from tfsymadj.solution import Stats
 from tfsymadj.steps.controller import Controller
@@ -20,7 +22,8 @@ class Problem:
     Attributes:
         dynamics: the closed dynamics.
         ys: the initial state.
-        stops: float64 vector: where the solve begins, and where steps end that are outputs.
+        stops: float64 vector: where the solve begins, and where steps end that are outputs, or
+            where the dynamics may jump.
         method: without an error estimate unless the controller is adaptive.
         controller: bound to the method.
         max_steps: bound of the steps tried: an int, or an int32 scalar where the sizes of buffers
@@ -33,6 +36,9 @@ class Problem:
         between: float64 vector of the times of the outputs, from the first to the last of two
             stops, where the others are interpolated; None: the outputs are the stops.
         every_step: whether the outputs are the ends of all steps.
+        switches: which of the stops are jumps of the dynamics; None: none of them.
+        valid: whether the times are such as they have to be; None: as far as `output_times` tell.
+        watch: functions whose roots are looked for.
     """
 
     dynamics: ClosedDynamics
@@ -48,6 +54,9 @@ class Problem:
     max_step: Any = None
     between: tf.Tensor | None = None
     every_step: bool = False
+    switches: Switches | None = None
+    valid: tf.Tensor | None = None
+    watch: Watch | None = None
 
     @property
     def num_stops(self) -> Any:
@@ -74,6 +83,11 @@ class Problem:
         """The times of the outputs."""
         return self.all_times[-1]
 
+    @property
+    def intervals(self) -> Intervals:
+        """The intervals between `stops`."""
+        return Intervals(self.stops, self.switches)
+
     def at_times(self, times: list) -> "Problem":
         """The problem with `all_times` replaced."""
         stops, *others = times
@@ -87,11 +101,15 @@ class Record(NamedTuple):
         grid: `Grid`.
         kept: `Kept`.
         rates: the derivatives of the solution at the outputs, where they are needed.
+        end: the state after the last step.
+        time: the time of it.
     """
 
     grid: Grid
     kept: Kept
     rates: list
+    end: list
+    time: tf.Tensor
 
 
 class Outcome(NamedTuple):
@@ -104,6 +122,7 @@ class Outcome(NamedTuple):
         stats: `Stats`.
         record: `Record`, or None without a recording.
         times: the times of the outputs, where the solver chose them.
+        mark: `Mark`, if there was a watch; its state is differentiable.
     """
 
     ys: list
@@ -112,3 +131,15 @@ class Outcome(NamedTuple):
     stats: Stats
     record: Record | None = None
     times: tf.Tensor | None = None
+    mark: Mark | None = None
+
+    @property
+    def states(self) -> list:
+        """All that a gradient method has to differentiate: `ys`, and the state of the mark."""
+        return [*self.ys, *(self.mark.ys if self.mark is not None else ())]
+
+    def with_states(self, states: list) -> "Outcome":
+        """The outcome with other `states`."""
+        count = len(self.ys)
+        mark = self.mark and self.mark._replace(ys=states[count:])
+        return self._replace(ys=states[:count], mark=mark)

@@ -99,6 +99,10 @@ class Controller(Configured):
         """
         raise NotImplementedError
 
+    def restarted(self, state: Any) -> Any:
+        """The state after a jump of the dynamics, about which earlier errors say nothing."""
+        return state
+
     def error_norm(self, errors: list, ys: list, ends: list) -> tf.Tensor:
         """Norm of an error estimate relative to the tolerances, float64 scalar.
 

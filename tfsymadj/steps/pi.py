@@ -167,6 +167,9 @@ class PIController(Controller):
         again = _PIState(tried * shrinking, state.error, state.previous_error, tf.constant(True))
         return accepted, tf.nest.map_structure(lambda a, b: tf.where(accepted, a, b), after, again)
 
+    def restarted(self, state):
+        return self.initial_state(state.step)
+
     def error_norm(self, errors, ys, ends):
         magnitudes = [tf.maximum(tf.abs(a), tf.abs(b)) for a, b in zip(ys, ends)]
         if self._may_lack_scale:  # an error counts in any case

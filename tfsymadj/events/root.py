@@ -1,0 +1,262 @@
+"""From the step that an event was found in to its time and state, and their derivatives."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfsymadj import _platform
+from tfsymadj.arithmetic import accumulator
+from tfsymadj.dynamics.closing import Sources
+from tfsymadj.loop.failures import is_success, nan_where
+from tfsymadj.methods.extension import Extension
+from tfsymadj.solution import Occurrence
+from tfsymadj.steps import ConstantSteps
+
+#: Steps of the search on the continuous extension, of which one in three halves the bracket.
+_MOST_STEPS = 160
+
+#: Secant steps on real steps: each one gains more digits than the one before.
+_CORRECTIONS = 4
+
+
+def with_event(problem, outcome, gradient):
+    """The outcome with the outputs up to the event, and the `Occurrence`.
+
+    The root is looked for on the continuous extension of the step. From there on a real step of the
+    method leads to the event, so that its state is of the method's order; its time is corrected by
+
+        t <- t - g(t, y(t)) / D,
+
+    with D the slope of g, from the extension and then from two such times. These corrections are
+    differentiated with D held constant: their limit is the root whatever D is, and what is wrong
+    with its derivatives, the first and the second alike, is multiplied by 1 - (dg/dt) / D.
+
+    Args:
+        problem: `Problem` with a watch.
+        outcome: its `Outcome`.
+        gradient: the `Gradient` that the steps to the event are differentiated by.
+    """
+    mark, watch = outcome.mark, problem.watch
+    last = _Last(problem, mark, gradient)
+    t, index, slope = _on_extension(last, problem, mark)
+    t, ys, smooth = _corrected(last, watch, t, index, slope)
+    part = None if problem.between is None else last.outputs(t)
+    t, *ys = _without_derivative(tf.logical_not(smooth), [t, *ys])
+    lost = tf.logical_not(tf.logical_and(mark.found, is_success(outcome.status)))
+    occurrence = Occurrence(
+        index=tf.where(lost, -1, index),
+        t=t + nan_where(lost, t.dtype, 0),
+        y=[y + nan_where(lost, y.dtype, 0) for y in ys],
+    )
+    return _completed(problem, _counted(problem, outcome), t, ys, part), occurrence
+
+
+class _Last:
+    """Steps from the mark to about the event."""
+
+    def __init__(self, problem, mark, gradient):
+        self._problem, self.mark, self._gradient = problem, mark, gradient
+        self.dynamics = problem.intervals.of(problem.dynamics, mark.interval)
+        self._method = problem.method.without_error()
+
+    def step_to(self, end):
+        """The state at a time near the event, by the step and its symplectic partner."""
+        dynamics, mark = self.dynamics, self.mark
+        inputs = Sources(mark.ys, dynamics.captured, dynamics.variables, [mark.t, end])
+
+        def step(*_):
+            return tf.constant(False), self._method.step(dynamics, mark.t, end - mark.t, mark.ys).ys
+
+        # A loop of one pass, into which the caller's tapes don't see.
+        _, ys = tf.while_loop(
+            lambda pending, _: pending,
+            step,
+            (tf.constant(True), mark.ys),
+            maximum_iterations=1,
+            name="step",
+        )
+        return _platform.with_gradient(
+            ys, tf.nest.flatten(inputs), functools.partial(self._backward, inputs)
+        )
+
+    def _backward(self, inputs, cotangents):
+        t, end = inputs.times
+        step = self._method.step(self.dynamics, t, end - t, inputs.ys)
+        stages = [tf.stack(x) for x in zip(*step.stages)]
+        zeros = tf.nest.map_structure(accumulator, inputs._replace(times=[]))
+        found = self._method.adjoint(
+            self.dynamics,
+            t,
+            end - t,
+            lambda i: [tf.gather(x, i) for x in stages],
+            cotangents,
+            zeros._replace(ys=cotangents),
+            with_time=True,
+        )
+        start, size = found.times
+        found = found._replace(times=[start - size, size])
+        return [tf.cast(g, x.dtype) for g, x in zip(*map(tf.nest.flatten, (found, inputs)))]
+
+    def outputs(self, end):
+        """The outputs before the event, by the step's extension."""
+        t, times = self.mark.t, self._problem.output_times
+        first, last = tf.minimum(t, end), tf.maximum(t, end)
+        part = dataclasses.replace(
+            self._problem,
+            dynamics=self.dynamics,
+            ys=self.mark.ys,
+            stops=tf.stack([t, end]),
+            between=tf.concat([[t], tf.clip_by_value(times, first, last), [end]], 0),
+            controller=ConstantSteps(1).for_method(self._problem.method),
+            max_steps=1,
+            known_length=True,
+            first_step=None,
+            max_step=None,
+            with_time=True,
+            switches=None,
+            valid=tf.constant(True),
+            watch=None,
+        )
+        return [y[1:-1] for y in self._gradient.solve(part).ys]
+
+
+def _corrected(last, watch, t, index, slope):
+    """The event's time and state, and whether it has a derivative."""
+    smooth = tf.logical_and(tf.math.is_finite(slope), tf.not_equal(slope, 0.0))
+    slope = tf.where(smooth, slope, tf.ones_like(slope))
+    size = tf.abs(last.mark.h)
+    earlier = None
+    for _ in range(_CORRECTIONS):
+        value = watch.values(t, last.step_to(t))[index]
+        here = tf.stop_gradient(t), tf.stop_gradient(value)
+        if earlier is not None:
+            moved, changed = here[0] - earlier[0], here[1] - earlier[1]
+            # Where the times are too near to each other the slope from before is the better one.
+            better = tf.logical_and(tf.abs(moved) > 1e-9 * size, tf.not_equal(changed, 0.0))
+            slope = tf.where(better, changed / tf.where(better, moved, tf.ones_like(moved)), slope)
+        smooth = tf.logical_and(smooth, tf.abs(here[1]) <= tf.abs(slope) * size)
+        t -= tf.where(smooth, value / slope, tf.zeros_like(value))
+        earlier = here
+    return t, last.step_to(t), smooth
+
+
+class _Bracket(NamedTuple):
+    """Times with values of other signs, a vector each."""
+
+    a: tf.Tensor
+    b: tf.Tensor
+    at_a: tf.Tensor
+    at_b: tf.Tensor
+
+
+def _on_extension(last, problem, mark):
+    """The earliest root in the bracket, which function's it is, and its slope there; constants."""
+    watch, method = problem.watch, problem.method
+    t, h, ys = mark.t, mark.h, [tf.stop_gradient(y) for y in mark.ys]
+    t = tf.stop_gradient(t)
+    slopes = method.step(last.dynamics.apart, t, h, ys).slopes
+    extension, count = Extension(method.dense), len(watch.functions)
+
+    def values(times):
+        inside = extension.states(h, ys, slopes, (times - t) / h)
+        states = [[x[e] for x in inside] for e in range(count)]
+        found = [f(times[e], states[e])[0] for e, f in enumerate(watch.functions)]
+        return tf.stack(found)
+
+    a, b = (tf.fill([count], mark.bracket[i]) for i in (0, 1))
+    bracket = _Bracket(a, b, values(a), values(b))
+    proper = tf.logical_and(mark.crossed, tf.not_equal(bracket.at_a, 0.0))
+    # The chord steps do the rest.
+    tiny = 1e-10 * tf.abs(h)
+
+    def unfinished(n, bracket):
+        open_ = tf.logical_and(proper, tf.not_equal(bracket.at_b, 0.0))
+        return tf.reduce_any(tf.logical_and(open_, tf.abs(bracket.b - bracket.a) > tiny))
+
+    def narrower(n, bracket):
+        a, b, at_a, at_b = bracket
+        # Regula falsi with halved values (Illinois), and a bisection after each two of them.
+        difference = at_b - at_a
+        safe = tf.where(tf.equal(difference, 0.0), tf.ones_like(difference), difference)
+        fraction = tf.clip_by_value(-at_a / safe, 1e-3, 1.0 - 1e-3)
+        fraction = tf.where(tf.equal(n % 3, 2), tf.fill([count], half), fraction)
+        x = a + fraction * (b - a)
+        at_x = values(x)
+        left = tf.equal(tf.sign(at_x), tf.sign(at_a))  # the root is beyond x
+        return n + 1, _Bracket(
+            tf.where(left, x, a),
+            tf.where(left, b, x),
+            tf.where(left, at_x, 0.5 * at_a),
+            tf.where(left, 0.5 * at_b, at_x),
+        )
+
+    half = tf.constant(0.5, tf.float64)
+    _, bracket = tf.while_loop(
+        unfinished,
+        narrower,
+        (tf.zeros([], tf.int32), bracket),
+        parallel_iterations=1,
+        maximum_iterations=_MOST_STEPS,
+        name="root",
+    )
+    ahead = tf.where(mark.crossed, bracket.b, mark.bracket[1] + h) * tf.sign(h)
+    index = tf.argmin(ahead, output_type=tf.int32)
+    root = tf.stop_gradient(bracket.b[index])
+    return root, index, tf.stop_gradient(_slope(values, count, root, h, index))
+
+
+def _slope(values, count, root, h, index):
+    """Of a function along the extension, by a difference."""
+    near = tf.stack([root - 1e-4 * h, root + 1e-4 * h])
+    before, after = (values(tf.fill([count], t)) for t in tf.unstack(near))
+    return (after - before)[index] / (near[1] - near[0])
+
+
+def _without_derivative(condition, xs):
+    """The tensors; what is differentiated through them becomes NaN where the condition holds."""
+
+    def backward(cotangents):
+        return [g + nan_where(condition, g.dtype, 0) for g in cotangents]
+
+    return _platform.with_gradient([tf.identity(x) for x in xs], xs, backward)
+
+
+def _counted(problem, outcome):
+    """The outcome with the evaluations that it takes to find the event."""
+    method, stats = problem.method, outcome.stats
+    steps = _CORRECTIONS + 2 + (problem.between is not None)
+    backward = (_CORRECTIONS + 1) * (method.stages + method.without_error().adjoint_evaluations)
+    return outcome._replace(
+        stats=stats._replace(
+            num_evaluations=stats.num_evaluations + steps * method.stages + 1,
+            num_backward_evaluations=stats.num_backward_evaluations + backward,
+        )
+    )
+
+
+def _completed(problem, outcome, t, ys, part):
+    """The outcome with the outputs between the last step and the event that ended the solve."""
+    mark, stats = outcome.mark, outcome.stats
+    stopped = tf.logical_and(mark.stopped, is_success(outcome.status))
+    stats = stats._replace(
+        num_accepted=stats.num_accepted + tf.cast(stopped, tf.int32),
+        num_rejected=stats.num_rejected - tf.cast(stopped, tf.int32),
+    )
+    if problem.every_step:
+        beyond = tf.range(tf.size(outcome.times)) > outcome.stats.num_accepted
+        rows, times = ys, tf.where(tf.logical_and(stopped, beyond), t, outcome.times)
+    else:
+        direction, ends = tf.sign(mark.h), problem.output_times
+        # An output at the root is one, whatever rounding has made of it.
+        near = 4.0 * 2.0**-52 * (tf.abs(t) + tf.abs(mark.h))
+        beyond = tf.logical_and((ends - mark.t) * direction > 0.0, (ends - t) * direction <= near)
+        rows = ys if part is None else part
+        times = outcome.times
+    new = tf.logical_and(stopped, beyond)
+    merged = [
+        tf.where(tf.reshape(new, [-1, *[1] * (y.shape.rank - 1)]), x, y)
+        for x, y in zip(rows, outcome.ys)
+    ]
+    return outcome._replace(ys=merged, stats=stats, times=times)

@@ -1,0 +1,150 @@
+"""The intervals between stops, and times at which the dynamics may jump among them."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+_EPSILON = float(np.finfo(np.float64).eps)
+
+#: Beyond all times, but no infinity, which `enable_check_numerics` would find.
+_HUGE = 1e300
+
+
+@dataclasses.dataclass(frozen=True)
+class Switches:
+    """Which of the stops are times at which the dynamics may jump.
+
+    Attributes:
+        at: bool vector, one entry for each stop.
+        times: float64 vector, the times of the jumps; a stop may come a little after its jump.
+        dtype: the real dtype in which the dynamics get the time.
+    """
+
+    at: tf.Tensor
+    times: tf.Tensor
+    dtype: tf.DType
+
+
+class Side(NamedTuple):
+    """The times between two jumps, as far as the dynamics can tell them from these.
+
+    Attributes:
+        direction: of time, 1 or -1, float64.
+        first: lower bound of `direction * t`.
+        last: upper bound.
+    """
+
+    direction: tf.Tensor
+    first: tf.Tensor
+    last: tf.Tensor
+
+    def clamp(self, t):
+        """`t` on this side, as far as its value goes; its derivative is that of `t`."""
+        # The bound that comes last counts where they cross: between a jump and its stop.
+        inside = tf.minimum(tf.maximum(t * self.direction, self.first), self.last)
+        inside = inside * self.direction
+        return tf.stop_gradient(inside) + (t - tf.stop_gradient(t))
+
+
+class Intervals:
+    """The intervals from a stop to the next one; those of length zero are left out.
+
+    Args:
+        stops: float64 vector.
+        switches: `Switches`, or None; without them no two stops are equal.
+    """
+
+    def __init__(self, stops, switches):
+        self._switches = switches
+        self.first = tf.zeros([], tf.int32)
+        if switches is None:
+            return
+        count = tf.size(stops) - 1
+        numbers = tf.range(count)
+        proper = tf.not_equal(stops[1:], stops[:-1])
+        # The proper ones in order, then as many entries `count` as are needed.
+        order = tf.sort(tf.where(proper, numbers, count))
+        self._order = tf.concat([order, [count]], 0)
+        self._passed = tf.cumsum(tf.cast(proper, tf.int32))
+        self.first = self._order[0]
+        self._set_bounds(stops, switches)
+
+    def _set_bounds(self, stops, switches):
+        eps, tiny = _precision(switches.dtype)
+        self._direction = tf.sign(stops[-1] - stops[0])
+        ahead = switches.times * self._direction
+        gap = tf.maximum(2.0 * eps * tf.abs(ahead), 4.0 * tiny)
+        huge = tf.constant(_HUGE, tf.float64)
+        self._firsts = tf.where(switches.at, ahead + gap, -huge)
+        self._lasts = tf.where(switches.at, ahead - gap, huge)
+
+    def following(self, m):
+        """The interval after m; the number of intervals after the last one."""
+        return m + 1 if self._switches is None else tf.gather(self._order, self._passed[m])
+
+    def of(self, dynamics, m):
+        """The dynamics in the interval m."""
+        if self._switches is None:
+            return dynamics
+        return dynamics.on(Side(self._direction, self._firsts[m], self._lasts[m + 1]))
+
+    def begins_with_jump(self, m):
+        """Whether the dynamics may jump where the interval m begins, also for m at the end."""
+        return tf.gather(self._switches.at, m)
+
+
+def with_jumps(times, jumps, every, dtype):
+    """Stops that are times at which the dynamics may jump, beside those of a solve.
+
+    Jumps before the first and after the last of the times count for nothing. One at a time between
+    these, where a step ends anyway, comes right after it, so that the derivatives of the two can
+    be told apart.
+
+    Args:
+        times: float64 vector, the output times.
+        jumps: float64 vector.
+        every: whether there is a stop at each of the times, or only at the first and the last.
+        dtype: the real dtype in which the dynamics get the time.
+
+    Returns:
+        `(stops, switches, positions)`: a sorted float64 vector, `Switches`, and the indices of the
+        times among the stops, or None unless `every`.
+    """
+    direction = tf.stop_gradient(tf.sign(times[-1] - times[0]))
+    first, last = times[0], times[-1]
+    before, beyond = (jumps - first) * direction < 0.0, (jumps - last) * direction > 0.0
+    outside = tf.logical_or(before, beyond)
+    shifted = jumps
+    if every:
+        found = tf.searchsorted(times * direction, jumps * direction)
+        inside = tf.logical_and(found > 0, found < tf.size(times) - 1)
+        nearest = tf.gather(times, tf.minimum(found, tf.size(times) - 1))
+        meets = tf.logical_and(inside, tf.equal(nearest, jumps))
+        gap = 4.0 * _EPSILON * tf.maximum(tf.abs(jumps), tf.abs(last - first))
+        shifted = jumps + tf.stop_gradient(tf.where(meets, direction * gap, tf.zeros_like(gap)))
+    ends = times if every else tf.stack([first, last])
+
+    def beside_times(x):
+        return tf.concat([ends, tf.where(before, first, tf.where(beyond, last, x))], 0)
+
+    # Times come before the jumps they are equal to.
+    stops = beside_times(shifted)
+    order = tf.argsort(stops * direction, stable=True)
+    stops, own = tf.gather(stops, order), tf.stop_gradient(tf.gather(beside_times(jumps), order))
+    huge = tf.constant(_HUGE, tf.float64)
+    proper = tf.sort(tf.where(outside, huge, jumps * direction))
+    ahead = own * direction
+    found = tf.minimum(tf.searchsorted(proper, ahead), tf.size(proper) - 1)
+    at = tf.equal(tf.gather(proper, found), ahead)
+    positions = tf.searchsorted(stops * direction, times * direction) if every else None
+    return stops, Switches(at, own, dtype), positions
+
+
+def _precision(dtype):
+    """Machine epsilon and the smallest normal number."""
+    if dtype == tf.bfloat16:
+        return 2.0**-7, 2.0**-126
+    numbers = np.finfo(dtype.as_numpy_dtype)
+    return float(numbers.eps), float(numbers.tiny)

@@ -1,0 +1,189 @@
+"""Looks for sign changes of functions of the solution, inside of the steps that are taken."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj.arithmetic import select
+from tfsymadj.methods.extension import Extension
+
+#: Signs are looked at so many times in a step, one of them its end.
+SAMPLES = 8
+
+#: A root nearer to the start than so many roundings of the time is that of the start.
+_DEPARTURE = 1000.0
+
+
+class Mark(NamedTuple):
+    """The step that an event was found in; the last step that was taken while there is none.
+
+    Attributes:
+        found: whether there is an event.
+        stopped: whether it ends the solve; the step is not taken then.
+        crossed: bool vector, which functions changed their sign, all between the same two times.
+        bracket: these times, float64 vector of two entries.
+        number: the number of steps before it.
+        interval: index of the stop before it.
+        t: the time before it.
+        h: its size.
+        fraction: `Proposal.time_fraction`.
+        ys: the state before it.
+    """
+
+    found: tf.Tensor
+    stopped: tf.Tensor
+    crossed: tf.Tensor
+    bracket: tf.Tensor
+    number: tf.Tensor
+    interval: tf.Tensor
+    t: tf.Tensor
+    h: tf.Tensor
+    fraction: tf.Tensor
+    ys: list
+
+
+class Seen(NamedTuple):
+    """What the loop carries of its watch.
+
+    Attributes:
+        signs: float64 vector, the functions' signs at the last time; 0 where one has not left its
+            root yet.
+        valid: whether no function was NaN.
+        mark: `Mark`.
+    """
+
+    signs: tf.Tensor
+    valid: tf.Tensor
+    mark: Mark
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Functions whose roots are looked for.
+
+    Attributes:
+        functions: list of closed functions `(t, ys) -> [value]`, float64 scalars.
+        directions: for each 1, -1 or 0: the sign after the root, 0 for any.
+        terminal: for each whether its root ends the solve.
+    """
+
+    functions: list
+    directions: list
+    terminal: list
+
+    def values(self, t, ys):
+        """Of all functions, float64 vector."""
+        return tf.stack([function(t, ys)[0] for function in self.functions])
+
+
+class Lookout:
+    """A `Watch` over one solve.
+
+    Args:
+        watch: `Watch`.
+        stops: float64 vector.
+        method: `Method` with a continuous extension.
+    """
+
+    def __init__(self, watch, stops, method):
+        self._watch = watch
+        self._start, self._span = stops[0], stops[-1] - stops[0]
+        self._direction = tf.sign(self._span)
+        self._extension = Extension(method.dense)
+        self._departure = tf.zeros([], tf.float64)
+
+    def start(self, ys, slopes):
+        """`Seen` before the first step, from the first slopes."""
+        eps = max(np.finfo(y.dtype.real_dtype.as_numpy_dtype).eps for y in ys)
+        scale = tf.abs(self._start) + tf.abs(self._span)
+        self._departure = _DEPARTURE * float(eps) * scale
+        # The sign when a root at the start has been left.
+        h = self._direction * self._departure
+        ahead = [y + tf.cast(h, y.dtype) * k for y, k in zip(ys, slopes)]
+        values = self._watch.values(self._start + h, ahead)
+        no = tf.constant(False)
+        mark = Mark(
+            found=no,
+            stopped=no,
+            crossed=tf.zeros([len(self._watch.functions)], tf.bool),
+            bracket=tf.stack([self._start, self._start]),
+            number=tf.zeros([], tf.int32),
+            interval=tf.zeros([], tf.int32),
+            t=self._start,
+            h=self._span,
+            fraction=tf.zeros([], tf.float64),
+            ys=list(ys),
+        )
+        return Seen(tf.sign(values), _valid(values), mark)
+
+    def look(self, seen, accepted, number, interval, t, ys, trial):
+        """`Seen` after a step that was tried.
+
+        Args:
+            seen: `Seen`.
+            accepted: whether the step is accurate enough.
+            number: of the steps before it.
+            interval: index of the stop before it.
+            t: the time before it.
+            ys: the state before it.
+            trial: its `proposal`, `step` and the state `ys` after it.
+        """
+        h, end, before = trial.proposal.step, trial.proposal.end, seen.mark
+        thetas = np.arange(1, SAMPLES) / SAMPLES
+        inside = self._extension.states(h, ys, trial.step.slopes, tf.constant(thetas))
+        states = [[x[k] for x in inside] for k in range(len(thetas))]
+        times = [t, *(t + theta * h for theta in thetas), end]
+        values = tf.stack(
+            [self._watch.values(s, y) for s, y in zip(times[1:], [*states, trial.ys])]
+        )
+        signs = [seen.signs]
+        for s, value in zip(times[1:], tf.unstack(values)):
+            early = tf.abs(s - self._start) < self._departure
+            signs.append(tf.where(early, signs[-1], tf.sign(value)))
+        crossed = self._crossed(tf.stack(signs[:-1]), tf.stack(signs[1:]))
+        ending = tf.logical_and(crossed, self._watch.terminal)
+        stopped = tf.logical_and(accepted, tf.reduce_any(ending))
+        crossed = tf.where(stopped, ending, crossed)
+        some = tf.reduce_any(crossed, 1)
+        first = tf.argmax(tf.cast(some, tf.int32), output_type=tf.int32)
+        earlier = tf.logical_not(before.found)
+        found = tf.logical_and(accepted, tf.logical_and(tf.reduce_any(some), earlier))
+        found = tf.logical_or(stopped, found)
+        mark = Mark(
+            found=tf.logical_or(found, before.found),
+            stopped=stopped,
+            crossed=crossed[first],
+            bracket=tf.gather(self._departed(tf.stack(times)), [first, first + 1]),
+            number=number,
+            interval=interval,
+            t=t,
+            h=h,
+            fraction=trial.proposal.time_fraction,
+            ys=ys,
+        )
+        new = tf.logical_or(found, tf.logical_and(accepted, earlier))
+        flat = select(new, tf.nest.flatten(mark), tf.nest.flatten(before))
+        fine = tf.logical_or(_valid(values), tf.logical_not(accepted))
+        return Seen(
+            tf.where(accepted, signs[-1], seen.signs),
+            tf.logical_and(seen.valid, fine),
+            tf.nest.pack_sequence_as(mark, flat),
+        )
+
+    def _crossed(self, before, after):
+        """Where a function that was not zero has another sign, and one that is asked for."""
+        directions = tf.constant(self._watch.directions, tf.float64)
+        changed = tf.logical_and(tf.not_equal(before, 0.0), tf.not_equal(before, after))
+        any_way = tf.equal(directions, 0.0)
+        return tf.logical_and(changed, tf.logical_or(any_way, tf.equal(directions, -before)))
+
+    def _departed(self, times):
+        """The times, but none before the root of the start has been left."""
+        least = self._start * self._direction + self._departure
+        return tf.maximum(times * self._direction, least) * self._direction
+
+
+def _valid(values):
+    return tf.logical_not(tf.reduce_any(tf.math.is_nan(values)))
