@@ -195,11 +195,11 @@ def main():
 
 
 def plot(rows, title, path):
-    """Time against memory, a panel for each mode; the gradient's error beside each point."""
+    """Time against memory, a panel for each mode; the gradient's errors beside the names."""
     plt = common.pyplot()
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     figure, axes = plt.subplots(
-        1, len(modes), figsize=(5.4 * len(modes), 4.8), layout="constrained", squeeze=False
+        1, len(modes), figsize=(5.4 * len(modes), 5.0), layout="constrained", squeeze=False
     )
     styles = common.STYLES | {"tfb.FFJORD": ("#F0E442", "*")}
     for axis, mode in zip(axes[0], modes):
@@ -210,20 +210,19 @@ def plot(rows, title, path):
                     row["peak"], row["time"], s=90, color=color, marker=marker, label=row["name"],
                     edgecolors="black", linewidths=0.6, zorder=3,
                 )  # fmt: skip
-                error = row["true"] if row["own"] is None else row["own"]
-                axis.annotate(
-                    f"{error:.0e}", (row["peak"], row["time"]), xytext=(8, -3), fontsize=7.5,
-                    textcoords="offset points",
-                )  # fmt: skip
         axis.set(xscale="log", xlabel="peak memory (MiB)", ylabel="time of a step (s)", title=mode)
         axis.margins(x=0.15, y=0.1)
         axis.set_ylim(0.0, None)
         axis.grid(True, alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
-    caption = "beside the points: the gradient's relative error"
-    figure.suptitle(f"{title}\n{common.machine()}; {caption}", fontsize=9)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    errors = {name: [] for name in names}
+    for row in rows:
+        errors[row["name"]].append(row["true"] if row["own"] is None else row["own"])
+    labels = [f"{name}: {', '.join(f'{x:.0e}' for x in errors[name])}" for name in names]
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(modes), fontsize=8)
+    caption = f"beside the names: the gradient's relative error ({', '.join(modes)})"
+    figure.suptitle(f"{title}\n{common.machine()}\n{caption}", fontsize=9)
     common.save(figure, path)
 
 

@@ -20,7 +20,8 @@ import tensorflow as tf
 
 from tfsymadj import _platform
 from tfsymadj.dynamics.closing import Caller
-from tfsymadj.dynamics.identity import Contents, is_library, written
+from tfsymadj.dynamics.code import is_library
+from tfsymadj.dynamics.identity import Contents, written
 
 #: How many solves are kept, for how many Python values of one piece of code and set of options,
 #: and for how many sizes where the dynamics look at them.

@@ -145,8 +145,7 @@ def test_solve_inside_the_dynamics(mode):
         assert relative_error(a, b) < FLOAT64
 
 
-# One of a layer is in the fast suite: layers/test_constructs.py.
-@pytest.mark.parametrize("jit", [slow(False), slow(True)], ids=["graph", "xla"])
+@pytest.mark.parametrize("jit", [False, slow(True)], ids=["graph", "xla"])
 def test_inside_a_keras_rnn(jit):
     class Cell(keras.layers.Layer):
         """An ODE-RNN: the state evolves between two observations."""

@@ -109,12 +109,11 @@ def test_step_size_of_traced_times(mode):
 
 
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
-@pytest.mark.parametrize("options", [RK4, slow(PI)], ids=["rk4", "pi"])
+@pytest.mark.parametrize("options", [RK4, PI], ids=["rk4", "pi"])
 def test_float32(mode, options):
     compare(mlp(tf.float32), SymplecticAdjoint(), mode, FLOAT32, **options)
 
 
-@pytest.mark.slow
 def test_float32_with_everything():
     # Sums over all entries into a scalar lose a little more.
     problem = everything(dtype=tf.float32)

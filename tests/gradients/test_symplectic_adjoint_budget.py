@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, counts, gradients, relative_error
 from helpers.memory import MIB, STATE_SIZE, peak, rk4
-from helpers.modes import MODES, XLA_SLOW, run, slow
+from helpers.modes import MODES, XLA_SLOW, partly_slow, run, slow
 from helpers.problems import everything, mlp
 
 import tfsymadj
@@ -26,10 +26,9 @@ def test_gradients(mode, options, checkpoints):
     assert relative_error(actual, expected) < FLOAT64
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["rk4", "dopri5"])
-@pytest.mark.parametrize("checkpoints", [10, 12, 17, 30, 60, 10**12])
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
+@pytest.mark.parametrize("options", [pytest.param(FIXED, id="rk4"), slow(ADAPTIVE, id="dopri5")])
+@pytest.mark.parametrize("checkpoints", [10, *map(slow, [12, 17, 30, 60, 10**12])])
 def test_gradients_of_everything(mode, options, checkpoints):
     if checkpoints == 10**12 and options is ADAPTIVE:
         pytest.skip("as many as max_steps: tested with 'steps'")

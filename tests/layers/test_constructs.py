@@ -256,8 +256,6 @@ def test_persistent_tape_and_two_solves(mode):
         assert relative_error(a, b) < FLOAT64
 
 
-# That of a solve is in the fast suite: gradients/test_control_flow.py.
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", FEW_MODES)
 def test_jacobian(mode):
     """Of a linear system it is the method's stability polynomial of the matrix."""

@@ -8,18 +8,12 @@ the same key, such as the lambda of one line in two passes of a loop, are traced
 
 import collections
 import collections.abc
-import dis
 import enum
 import functools
 import hashlib
 import io
 import logging
-import operator
-import os
-import pathlib
-import site
 import sys
-import sysconfig
 import types
 import weakref
 
@@ -29,6 +23,8 @@ import tensorflow as tf
 
 from tfsymadj import _platform
 from tfsymadj.config import Configured
+from tfsymadj.dynamics.bookkeeping import ATOMS, OF_CLASSES, OF_MODULES, plain_part_of
+from tfsymadj.dynamics.code import is_library, is_library_class, names_in, slots_of
 
 #: More objects than any model has: whoever holds so many holds his data, too.
 _MAX_OBJECTS = 20_000
@@ -39,7 +35,6 @@ MAX_VALUES = 64
 #: Arrays above this size are compared by a digest.
 _MAX_BYTES = 4096
 
-_ATOMS = frozenset({bool, int, str, bytes, type(None), type(Ellipsis), range})
 _END = object()
 
 
@@ -108,7 +103,7 @@ class Contents:
     def _visit(self, x):
         kind = type(x)
         tokens = self.tokens
-        if kind in _ATOMS:
+        if kind in ATOMS:
             tokens.append(kind)
             tokens.append(x)
             return
@@ -209,7 +204,7 @@ class Contents:
 
     def _beyond(self, x):
         """What a value of a class of the user's has besides being a number or a container."""
-        if type(x) not in _COMMON and not _is_library_class(type(x)):
+        if type(x) not in _COMMON and not is_library_class(type(x)):
             self._child("class", type(x))
             state = getattr(x, "__dict__", None)
             if state:
@@ -219,14 +214,14 @@ class Contents:
         self.tokens.append(type(x))
         for key, value in list(x.items()):
             self._visit(key)
-            self._child(key if type(key) in _ATOMS else id(key), value)
+            self._child(key if type(key) in ATOMS else id(key), value)
         if isinstance(x, collections.defaultdict):
             self._child("default_factory", x.default_factory)
         self._beyond(x)
         self.tokens.append(_END)
 
     def _set(self, x):
-        if all(type(item) in _ATOMS for item in x):
+        if all(type(item) in ATOMS for item in x):
             self.tokens += (type(x), frozenset((type(item), item) for item in x))
         else:
             self._items(list(x))
@@ -240,7 +235,7 @@ class Contents:
         self._child("defaults", f.__defaults__)
         if f.__kwdefaults__:
             self._child("kwdefaults", f.__kwdefaults__)
-        names, attributes, imports = _names(code)
+        names, attributes, imports = names_in(code)
         for name, cell in zip(code.co_freevars, f.__closure__ or ()):
             try:
                 value = cell.cell_contents
@@ -320,10 +315,10 @@ class Contents:
     def _class(self, x):
         self._identity(x)
         for base in x.__mro__:
-            if _is_library_class(base):
+            if is_library_class(base):
                 continue
             for name, value in list(vars(base).items()):
-                if name not in _CLASS_BOOKKEEPING:
+                if name not in OF_CLASSES:
                     self._child((base.__name__, name), value)
 
     def _traced_function(self, x):  # `tf.function`
@@ -352,10 +347,7 @@ class Contents:
         self.layers.append(x)
         self._identity(x)
         self._class_of(x)
-        state = x.__dict__
-        known = _plain_parts.get(x)
-        if known is None or not known.holds(state):
-            known = _plain_parts[x] = _PlainPart(type(x), state)
+        state, known = x.__dict__, plain_part_of(x)
         if self._child == self._visit_child:
             self.tokens += known.tokens
             names = known.others
@@ -383,7 +375,7 @@ class Contents:
 
     def _configured(self, x):
         """One of the package's own, which compares by its config."""
-        if _is_library_class(type(x)):
+        if is_library_class(type(x)):
             self.tokens.append(x)
         else:
             self._object(x)
@@ -395,11 +387,11 @@ class Contents:
         self.tokens.append(type(x))
         self._class_of(x)
         state = getattr(x, "__dict__", None)
-        slots = _slots(type(x))
+        slots = slots_of(type(x))
         if state is None and not slots:
             return self._reduced(x)
         for name, value in list((state or {}).items()):
-            if name not in _MODULE_BOOKKEEPING:
+            if name not in OF_MODULES:
                 self.tokens.append(name)
                 self._child((type(x), name), value)
         for name in slots:
@@ -409,7 +401,7 @@ class Contents:
         self.tokens.append(_END)
 
     def _class_of(self, x):
-        if not _is_library_class(type(x)):
+        if not is_library_class(type(x)):
             self._child("class", type(x))
 
     def _reduced(self, x):
@@ -429,170 +421,6 @@ class Contents:
 
 def _digest(x):
     return hashlib.blake2b(x.view(np.uint8).data if x.ndim else x.tobytes()).digest()
-
-
-@functools.lru_cache(maxsize=4096)
-def _names(code):
-    """Names that the code looks up in its module, names of attributes, and of modules it imports.
-
-    Those of functions that are defined inside are included.
-    """
-    names, attributes, imports = set(), set(), set()
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            names.add(instruction.argval)
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
-            attributes.add(instruction.argval)
-        elif instruction.opname == "IMPORT_NAME":
-            imports.add(instruction.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            inner = _names(constant)
-            names.update(inner[0])
-            attributes.update(inner[1])
-            imports.update(inner[2])
-    return tuple(sorted(names)), tuple(sorted(attributes)), tuple(sorted(imports))
-
-
-_PATHS = tuple(
-    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
-_PATHS += (site.getusersitepackages(), str(pathlib.Path(__file__).parents[1]) + os.sep)
-
-
-@functools.lru_cache(maxsize=4096)
-def is_library(file):
-    """Whether a file belongs to an installed package, whose globals nobody changes."""
-    return file.startswith((*_PATHS, "<frozen"))
-
-
-_library_classes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def _is_library_class(x):
-    known = _library_classes.get(x)
-    if known is None:
-        module = sys.modules.get(x.__module__)
-        file = getattr(module, "__file__", None)
-        builtin = module is not None and (
-            x.__module__ in sys.builtin_module_names or x.__module__ == "builtins"
-        )
-        known = _library_classes[x] = builtin or bool(file and is_library(file))
-    return known
-
-
-_slot_names: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def _slots(kind):
-    known = _slot_names.get(kind)
-    if known is None:
-        known = []
-        for base in kind.__mro__:
-            slots = base.__dict__.get("__slots__", ())
-            slots = [slots] if isinstance(slots, str) else list(slots)
-            known += [_mangled(name, base) for name in slots]
-        known = _slot_names[kind] = tuple(
-            name for name in known if name not in ("__dict__", "__weakref__")
-        )
-    return known
-
-
-def _mangled(name, owner):
-    """The name of a private attribute as the class that defines it keeps it."""
-    private = name.startswith("__") and not name.endswith("__")
-    return f"_{owner.__name__.lstrip('_')}{name}" if private else name
-
-
-_CLASS_BOOKKEEPING = frozenset(
-    {
-        "__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__annotations__",
-        "__firstlineno__", "__static_attributes__", "__annotate_func__", "__abstractmethods__",
-        "_abc_impl", "__parameters__", "__orig_bases__", "__dataclass_params__", "__slots__",
-        "__dataclass_fields__", "__match_args__", "_tf_module_ignored_properties",
-    }
-)  # fmt: skip
-
-#: What TensorFlow notes on modules and on objects that it tracks.
-_MODULE_BOOKKEEPING = frozenset(
-    {
-        "_self_setattr_tracking", "_self_unconditional_checkpoint_dependencies",
-        "_self_unconditional_dependency_names", "_self_unconditional_deferred_dependencies",
-        "_self_update_uid", "_self_name_based_restores", "_self_saveable_object_factories",
-        "_tfsymadj_adopted",
-    }
-)  # fmt: skip
-
-
-@functools.cache
-def _keras_bookkeeping():
-    """What every layer and model of Keras has, and no `call` of a user looks at."""
-    looked_at = {"_trainable", "_dtype_policy", "activity_regularizer", "_layers", "_remat_mode"}
-    looked_at |= {"name", "supports_masking"}
-    graph = {
-        "_inputs_struct", "_outputs_struct", "_inputs", "_outputs", "_nodes", "_nodes_by_depth",
-        "_operations_by_depth", "optimizer", "_compile_config",
-    }  # fmt: skip
-    return (set(vars(keras.Model(name="bookkeeping"))) | graph | _MODULE_BOOKKEEPING) - looked_at
-
-
-class _PlainPart:
-    """The attributes of a layer that hold nothing, by which a walk is shortened.
-
-    Args:
-        kind: the layer's class.
-        state: its attributes.
-    """
-
-    def __init__(self, kind, state):
-        skipped = _layer_bookkeeping(kind)
-        self.names, self.others, self._values, self.tokens = [], [], [], []
-        for name, value in state.items():
-            if name in skipped or (name == "_layers" and not value):
-                continue
-            if _is_plain(value):
-                self.names.append(name)
-                self._values.append(value)
-                token = value.hex() if type(value) is float else value
-                self.tokens += (name, type(value), token)
-            else:
-                self.others.append(name)
-        self._size = len(state)
-        self._lists = [value for name, value in state.items() if name == "_layers" and not value]
-        self._get = operator.itemgetter(*self.names, self.names[0]) if self.names else None
-
-    def holds(self, state):
-        """Whether the attributes are still these."""
-        if len(state) != self._size or any(self._lists):
-            return False
-        try:
-            return self._get is None or all(map(operator.is_, self._get(state), self._values))
-        except KeyError:  # one is gone, and another one there
-            return False
-
-
-def _is_plain(x):
-    """Whether an object never changes, and can be compared."""
-    if type(x) in _ATOMS or type(x) is float:
-        return True
-    return (
-        type(x) is types.FunctionType and not x.__closure__ and is_library(x.__code__.co_filename)
-    )
-
-
-_plain_parts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_bookkeeping: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def _layer_bookkeeping(kind):
-    known = _bookkeeping.get(kind)
-    if known is None:
-        known = _keras_bookkeeping()
-        if _is_library_class(kind):  # for building only
-            for role in ("initializer", "regularizer", "constraint"):
-                known = known | {f"{part}_{role}" for part in ("kernel", "bias", "recurrent")}
-        known = _bookkeeping[kind] = frozenset(known)
-    return known
 
 
 _handlers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
