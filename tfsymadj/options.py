@@ -106,7 +106,7 @@ class Options(Configured):
             )
         if self.outputs not in _OUTPUTS:
             raise ValueError(f"`outputs` must be one of {_OUTPUTS}. Received: {self.outputs!r}")
-        method = get_method(self.method)
+        method = get_method(self.method).without_interpolant()
         controller = self._controller_for(method)
         if self.max_step is not None and not controller.adaptive:
             raise ValueError(

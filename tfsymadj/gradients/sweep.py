@@ -43,8 +43,7 @@ class Sweep:
         if self._outputs.interpolates:
             self._end = [y[-1] for y in outcome.ys]
             self._rates = self._outputs.rates(cotangents, rates)
-            direction = tf.sign(problem.stops[1] - problem.stops[0])
-            self._firsts = self._outputs.firsts(self._grid.t, direction)
+            self._spans = self._outputs.spans(self._grid.t, self._accepted)
 
     def run(self):
         """The gradients, `Sources`."""
@@ -57,7 +56,7 @@ class Sweep:
             lows=tf.nest.map_structure(accumulator, sums),
             inside=[],
         )
-        if self._outputs.interpolates:
+        if self._outputs.interpolates and not self._method.extends:
             state = self._from_the_end(state)
         first = self._recording.num_recomputed(self._accepted)
         if self._recording.keeps_stages:
@@ -136,6 +135,21 @@ class Sweep:
         """A step of the live parts of the state."""
         return self._method.step(self._live_slopes, self._grid.t[n], self._grid.h[n], ys)
 
+    def _stages(self, n, ys):
+        """The step with its stage values, those for outputs inside of it included."""
+        step = self._step(n, ys)
+        if self._method.extends:
+            step = self._method.extended(
+                self._live_slopes, self._grid.t[n], self._grid.h[n], ys, step, self._wanted(n),
+                last=False,
+            )  # fmt: skip
+        return step
+
+    def _wanted(self, n):
+        """Whether there are outputs inside of step n."""
+        begins, ends = self._spans
+        return begins[n] < ends[n]
+
     def _advance(self, begin, end, ys):
         """The state before the step `end`, from the one before the step `begin`."""
         _, ys = tf.while_loop(
@@ -152,7 +166,7 @@ class Sweep:
         """The state before the step `end`; `rows` get the stage values of the steps before it."""
 
         def body(n, ys, rows):
-            step = self._step(n, ys)
+            step = self._stages(n, ys)
             return n + 1, step.ys, stages.set(rows, n, step.stages)
 
         _, ys, rows = tf.while_loop(
@@ -184,7 +198,7 @@ class Sweep:
 
     def _adjoint_from_state(self, n, ys, state):
         """The adjoint over the step n, from the state before it."""
-        stages = [tf.stack(x) for x in zip(*self._step(n, ys).stages)]
+        stages = [tf.stack(x) for x in zip(*self._stages(n, ys).stages)]
         return self._adjoint_step(n, lambda i: [tf.gather(x, i) for x in stages], state)
 
     def _adjoint_step(self, n, stage, state):
@@ -197,24 +211,27 @@ class Sweep:
         adjoints = self._outputs.add_cotangents(
             totals.ys, self._cotangents, grid, n, self._accepted
         )
-        slopes, before = [], []  # methods without an interpolant need not know of slopes
+        here, slopes, before = None, [], []  # not every method need know of slopes
         if state.inside:
-            before = [self._inside(n - 1)]
-            slopes = [state.inside[0].of_stages(before[0].last)]
+            here, before = state.inside[0], [self._inside(n - 1)]
+            slopes = [here.of_stages(before[0].last)]
+        elif self._outputs.interpolates:
+            here = self._inside(n)
+            slopes = [here.of_rows(self._wanted(n))]
         sums = rule(
             self._dynamics, grid.t[n], grid.h[n], start, adjoints, state.lows, problem.with_time,
             *slopes,
         )  # fmt: skip
         times = sums.times
-        if state.inside:
-            (here,) = state.inside
+        if here is not None:
             sums = sums._replace(ys=add(sums.ys, here.ys))
             if problem.with_time:
-                time, size, product = times
+                time, size, *products = times
                 times = [time + here.start, size + here.step]
-                # The last slope of the step before is this one's first, but goes with its size.
-                earlier = before[0].step + product / grid.h[tf.maximum(n - 1, 0)]
-                before = [before[0]._replace(step=earlier)]
+                for b, product in zip(before, products):
+                    # The last slope of the step before is this one's first, but goes with its size.
+                    earlier = b.step + product / grid.h[tf.maximum(n - 1, 0)]
+                    before = [b._replace(step=earlier)]
         totals, lows = compensated_sum(
             totals._replace(ys=adjoints, times=[]), sums._replace(times=[])
         )
@@ -223,10 +240,8 @@ class Sweep:
 
     def _inside(self, n):
         """`StepCotangents` of step n; of none for n = -1."""
-        k, count = tf.maximum(n, 0), self._accepted
-        last = tf.size(self._problem.output_times) - 1
-        begin = self._firsts[k]
-        end = tf.where(n < count - 1, self._firsts[tf.minimum(k + 1, count - 1)], last)
+        k = tf.maximum(n, 0)
+        begin, end = (x[k] for x in self._spans)
         end = tf.where(n < 0, begin, end)
         return self._outputs.cotangents_of(
             self._grid.t[k], self._grid.h[k], begin, end, self._cotangents, self._rates
@@ -268,6 +283,13 @@ def _static(n):
 def _segment_bound(problem, recording):
     n, stride = problem.max_steps, recording.stride
     return -(-n // stride) if isinstance(n, int) and isinstance(stride, int) else None
+
+
+def extended_steps(problem, outcome, steps):
+    """How many of the first `steps` steps have outputs inside, int32."""
+    begins, ends = outputs_of(problem).spans(outcome.record.grid.t, outcome.stats.num_accepted)
+    inside = tf.logical_and(begins < ends, tf.range(tf.size(begins)) < steps)
+    return tf.reduce_sum(tf.cast(inside, tf.int32))
 
 
 class TapeSweep(Sweep):

@@ -58,6 +58,7 @@ class _Trial(NamedTuple):
     step: Any
     ys: list
     lows: list
+    extended: Any  # the step with the slopes for outputs inside
 
 
 class _Verdict(NamedTuple):
@@ -144,6 +145,8 @@ class _Loop:
         kept = self._store.with_state(c.kept, c.accepted, [c.ys[i] for i in self._live], c.moved)
         trial = self._try(c)
         verdict = self._judge(c, trial)
+        if self._outputs.interpolates and self._problem.method.extends:
+            trial, verdict = self._extend(c, trial, verdict)
         return (self._advance(c, trial, verdict, kept),)
 
     def _interval(self, c):
@@ -156,7 +159,8 @@ class _Loop:
         if problem.max_step is not None:
             proposal = proposal.at_most(c.t, problem.max_step)
         step = problem.method.step(problem.dynamics, c.t, proposal.step, c.ys, c.first or None)
-        return _Trial(proposal, step, *compensated_sum(c.ys, add(c.lows, step.increments)))
+        ys, lows = compensated_sum(c.ys, add(c.lows, step.increments))
+        return _Trial(proposal, step, ys, lows, extended=step)
 
     def _judge(self, c, trial):
         proposal, step, fine = trial.proposal, trial.step, finite(trial.ys)
@@ -187,19 +191,32 @@ class _Loop:
         reason = tf.where(fine, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE_DYNAMICS))
         return _Verdict(accepted, control, tf.where(stuck, reason, c.status))
 
+    def _extend(self, c, trial, verdict):
+        """What outputs inside of a step take, if it is accepted and there are any."""
+        problem, h, end = self._problem, trial.proposal.step, trial.proposal.end
+        wanted = self._outputs.ahead(c.outputs, verdict.accepted, end, tf.sign(h))
+        step = problem.method.extended(problem.dynamics, c.t, h, c.ys, trial.step, wanted)
+        fine = finite(tf.nest.flatten(step.slopes[len(trial.step.slopes) :]))
+        verdict = verdict._replace(
+            accepted=tf.logical_and(verdict.accepted, fine),
+            status=first_failure(verdict.status, fine, Status.NON_FINITE_DYNAMICS),
+        )
+        return trial._replace(extended=step), verdict
+
     def _advance(self, c, trial, verdict, kept):
-        proposal, step, ys, lows = trial
+        proposal, step, ys, lows, extended = trial
         accepted, control, status = verdict
         if tf.get_static_value(accepted) is not True:  # else nothing is ever rejected
             ys, lows = select(accepted, ys, c.ys), select(accepted, lows, c.lows)
         t = tf.where(accepted, proposal.end, c.t)
         interval = c.interval + tf.cast(tf.logical_and(accepted, proposal.hits_end), tf.int32)
         well = is_success(status)
-        stages = [[stage[i] for stage in step.stages] for i in self._live]
+        stages = [[stage[i] for stage in extended.stages] for i in self._live]
+        slopes = extended.slopes
         return _Carry(
             attempts=c.attempts + 1,
             accepted=c.accepted + tf.cast(accepted, tf.int32),
-            evaluations=[n + step.evaluations for n in c.evaluations],
+            evaluations=[n + extended.evaluations for n in c.evaluations],
             interval=interval,
             t=t,
             ys=ys,
@@ -212,7 +229,7 @@ class _Loop:
             moved=accepted,
             outputs=self._outputs.write(
                 c.outputs,
-                Taken(accepted, c.accepted, c.interval, c.t, c.ys, proposal, step.slopes, t, ys),
+                Taken(accepted, c.accepted, c.interval, c.t, c.ys, proposal, slopes, t, ys),
             ),
             grid=[grid.write(rows, c.accepted, c.t, c.interval, proposal) for rows in c.grid],
             kept=self._store.with_stages(kept, c.accepted, stages),

@@ -2,7 +2,7 @@
 
 import types
 
-from tfsymadj.methods.interpolation import hermite, quartic
+from tfsymadj.methods.interpolation import hermite, nested
 from tfsymadj.methods.tableaus import ButcherTableau
 
 # Euler, Institutionum calculi integralis I (1768).
@@ -166,9 +166,9 @@ DOPRI5 = ButcherTableau(
     b=_DOPRI5_B,
     b_error=(71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
     # Shampine, Mathematics of Computation 46 (1986), 135-150; as in DOPRI5 of Hairer and Wanner.
-    dense=quartic(
+    dense=nested(
         _DOPRI5_B,
-        d=(
+        (
             -12715105075 / 11282082432,
             0,
             87487479700 / 32700410799,
