@@ -68,10 +68,10 @@ class Options(Configured):
         outputs: `"step"`: a step ends at each entry of `t`; `"interpolate"`: at the last one only,
             the others come from the method's continuous extension, at no evaluation; `"auto"`:
             interpolated with adaptive steps, if the extension's order is the method's less one or
-            more (`dopri5`, `tsit5`, `bosh3`, `adaptive_heun`, `fehlberg2`), else stepped to. With
-            equal steps each entry is a step's end in any case. `"steps"`: `Solution.t` and `y` are
-            the times and states after all steps, `max_steps + 1` rows, of which the first
-            `stats.num_accepted + 1` count and the others repeat the last one.
+            more (`dopri5`, `tsit5`, `dop853`, `bosh3`, `adaptive_heun`, `fehlberg2`), else stepped
+            to. With equal steps each entry is a step's end in any case. `"steps"`: `Solution.t`
+            and `y` are the times and states after all steps, `max_steps + 1` rows, of which the
+            first `stats.num_accepted + 1` count and the others repeat the last one.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.

@@ -141,8 +141,8 @@ class ExplicitRungeKutta(Method):
 class ExtendedRungeKutta(ExplicitRungeKutta):
     """The method of a table whose continuous extension has rows of its own.
 
-    Its last slope is that of the next step, but none of the next step's cotangents: those of the
-    further rows, which are at hand with the step, depend on it.
+    The last slope is the next step's first, but in the adjoint it is a stage of its own step: the
+    further rows depend on it, whose turn comes when the next step has had its own.
 
     Args:
         tableau: `ButcherTableau`.
