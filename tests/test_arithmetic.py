@@ -178,6 +178,18 @@ def test_after_changes_no_value_but_is_nan_where_what_it_waits_for_is(jit):
 # Steps of a time and a size of its own for each lane
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_damped(dtype):
+    fine, coarse = [3.0, 0.0, 0.0, 2.0, 1e-30, np.nan], [40.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    x, y = ([tf.cast(tf.constant(a, tf.float64), dtype)] for a in (fine, coarse))
+    with tf.GradientTape() as tape:
+        tape.watch([x, y])
+        (found,) = arithmetic.damped(x, y)
+    np.testing.assert_allclose(found, [9.0 / 5.0, 0.0, 0.0, 2.0, 1e-30, np.nan], rtol=1e-6)
+    for gradient in tape.gradient(found, [*x, *y]):
+        assert np.isfinite(gradient[:-1]).all()
+
+
 TS = tf.constant([0.0, 1.0, -2.0, 0.5], tf.float64)
 STEPS = tf.constant([0.3, -0.1, 0.7, 0.01], tf.float64)
 EACH_METHOD = pytest.mark.parametrize("name", ["rk4", "dopri5"])

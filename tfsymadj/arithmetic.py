@@ -44,6 +44,19 @@ def combine(coefficients, terms, like):
     return total
 
 
+def damped(fine, coarse):
+    """`e |e| / sqrt(|e|^2 + 0.01 |e'|^2)` for the entries e of `fine` and e' of `coarse`."""
+    found = []
+    for x, y in zip(fine, coarse):
+        size, other = tf.abs(x), 0.1 * tf.abs(y)
+        scale = tf.maximum(size, other)  # or squares would underflow
+        zero = tf.equal(scale, 0.0)
+        scale = tf.where(zero, tf.ones_like(scale), scale)
+        size, other = size / scale, tf.where(zero, tf.ones_like(scale), other / scale)
+        found.append(x * tf.cast(size * tf.math.rsqrt(size * size + other * other), x.dtype))
+    return found
+
+
 def add(ys, increments):
     """`ys + increments`."""
     return [y + d for y, d in zip(ys, increments)]

@@ -71,10 +71,10 @@ class Options(Configured):
         outputs: `"step"`: a step ends at each entry of `t`; `"interpolate"`: at the last one only,
             the others come from the method's continuous extension, at no evaluation; `"auto"`:
             interpolated with adaptive steps, if the extension's order is the method's less one or
-            more (`dopri5`, `tsit5`, `bosh3`, `adaptive_heun`, `fehlberg2`), else stepped to. With
-            equal steps each entry is a step's end in any case. `"steps"`: `Solution.t` and `y` are
-            the times and states after all steps, `max_steps + 1` rows, of which the first
-            `stats.num_accepted + 1` count and the others repeat the last one.
+            more (`dopri5`, `tsit5`, `dop853`, `bosh3`, `adaptive_heun`, `fehlberg2`), else stepped
+            to. With equal steps each entry is a step's end in any case. `"steps"`: `Solution.t`
+            and `y` are the times and states after all steps, `max_steps + 1` rows, of which the
+            first `stats.num_accepted + 1` count and the others repeat the last one.
         jumps: 1-D, in any order: times at which the dynamics may jump. Steps end there, and
             evaluations stay on their own side of each, as far as the dtype of the state can tell.
             They are differentiable, and no outputs; those outside of `t` count for nothing. Equal
@@ -122,7 +122,7 @@ class Options(Configured):
         if self.outputs not in _OUTPUTS:
             raise ValueError(f"`outputs` must be one of {_OUTPUTS}. Received: {self.outputs!r}")
         events = self._events()
-        method = get_method(self.method)
+        method = get_method(self.method).without_interpolant()
         controller = self._controller_for(method)
         if self.max_step is not None and not controller.adaptive:
             raise ValueError(
@@ -176,7 +176,7 @@ class Options(Configured):
         solver = self._solver
         if times.shape[0] != 2 and self._interpolates(solver):
             solver = dataclasses.replace(
-                solver, method=solver.method.with_interpolant(), interpolates=True
+                solver, method=get_method(self.method).with_interpolant(), interpolates=True
             )
         elif solver.controller.adaptive and (times.shape[0] or 0) - 1 > solver.max_steps:
             raise ValueError(
@@ -196,7 +196,7 @@ class Options(Configured):
         if self.outputs == "interpolate":
             return True
         try:
-            method = solver.method.with_interpolant()
+            method = get_method(self.method).with_interpolant()
         except ValueError:
             return False
         return method.dense_order >= method.order - 1
@@ -323,7 +323,7 @@ class Solver:
 def _in_use(method, controller, events):
     """The method as the solve needs it."""
     if events:
-        return method.with_interpolant()
+        return method.with_interpolant(own_rows=False)
     return method if controller.adaptive else method.without_error()
 
 

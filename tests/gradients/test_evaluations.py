@@ -5,7 +5,7 @@ import pytest
 from helpers.gradients import counts
 from helpers.modes import slow
 
-from tfsymadj import METHODS, ButcherTableau, SymplecticAdjoint
+from tfsymadj import METHODS, ButcherTableau, StepCheckpoint, SymplecticAdjoint
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,28 @@ def test_stages_of_weight_zero_cost_no_vjp():
     assert forward <= 20 * 3
     assert vjps == 20
     assert backward <= stats.num_backward_evaluations == 20 * (3 + 1)
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        SymplecticAdjoint(),
+        SymplecticAdjoint("steps"),
+        SymplecticAdjoint("stages"),
+        slow(SymplecticAdjoint(20)),
+        StepCheckpoint(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tolerance", [1e-4, slow(1e-10)])
+def test_rows_of_the_extension_are_evaluated_where_outputs_are(gradient, tolerance):
+    options = dict(method="dop853", rtol=tolerance, atol=tolerance, max_steps=24, outputs="auto")
+    forward, backward, vjps, stats = counts(gradient, **options)
+    # One of the steps has the only output inside.
+    assert forward == stats.num_evaluations == 2 + 12 * stats.num_steps + 3
+    # Its last slope is differentiated beside those of the rows.
+    assert vjps == 12 * stats.num_accepted + 4
+    assert backward == stats.num_backward_evaluations
 
 
 def test_dopri5_has_no_vjp_for_its_seventh_row():

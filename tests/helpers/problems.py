@@ -102,13 +102,13 @@ def pendulum(t, y):
 PENDULUM0 = np.array([1.0, 0.5])
 
 
-def pendulum_exactly(times):
+def pendulum_exactly(times, y0=PENDULUM0):
     def numpy_pendulum(t, y):
         return [y[1] + 0.3 * np.cos(t), -np.sin(y[0]) - 0.1 * y[1] * y[0]]
 
     span = (times[0], times[-1])
     options = dict(method="DOP853", t_eval=times, rtol=1e-13, atol=1e-15)
-    return scipy.integrate.solve_ivp(numpy_pendulum, span, PENDULUM0, **options).y.T
+    return scipy.integrate.solve_ivp(numpy_pendulum, span, y0, **options).y.T
 
 
 # First steps

@@ -6,12 +6,13 @@ import tensorflow as tf
 from helpers.gradients import FLOAT64, gradients, relative_error
 from helpers.modes import MODES, run, slow
 from helpers.problems import everything, loss, mlp, pendulum, pendulum_exactly
+from helpers.tableaus import EXTENDED
 
 import tfsymadj
 from tfsymadj import METHODS, Backprop, SymplecticAdjoint
 from tfsymadj.methods import get_method
 
-INTERPOLATED = ("dopri5", "tsit5", "bosh3", "adaptive_heun", "fehlberg2")
+INTERPOLATED = ("dopri5", "tsit5", "bosh3", "adaptive_heun", "fehlberg2", "dop853")
 MANY = tuple(np.linspace(0.0, 1.1, 40))
 
 
@@ -60,9 +61,10 @@ def test_outputs_do_not_count_as_steps():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("direction", [1.0, -1.0])
-def test_values(mode, direction):
+@pytest.mark.parametrize("method", ["dopri5", "dop853"])
+def test_values(method, direction, mode):
     times = direction * np.array([0.0, 0.01, 0.4, 0.41, 2.0, 2.5, 3.0])
-    options = dict(rtol=1e-9, atol=1e-9)
+    options = dict(method=method, rtol=1e-9, atol=1e-9)
     y = run(lambda: pendulum_at(times, **options).y, mode)
     np.testing.assert_allclose(y, pendulum_exactly(times), atol=1e-7)
     np.testing.assert_array_equal(y[0], [1.0, 0.5])
@@ -107,23 +109,28 @@ def test_number_of_times_unknown_when_traced():
 
 
 def pendulum_step(method, t, h, y):
+    """A step, and what outputs inside of it take."""
     dynamics = lambda t, ys: [pendulum(t, ys[0])]  # noqa: E731
-    return method.step(dynamics, tf.constant(t, tf.float64), tf.constant(h, tf.float64), [y])
+    at = [tf.constant(t, tf.float64), tf.constant(h, tf.float64), [y]]
+    return method.extended(dynamics, *at, method.step(dynamics, *at), wanted=tf.constant(True))
 
 
-@pytest.mark.parametrize("method", ["dopri5", "tsit5", "bosh3", "rk4", "heun", "euler"])
-def test_order_within_a_step(method):
+@pytest.mark.parametrize(
+    "method, largest",
+    [(name, 0.1) for name in ("dopri5", "tsit5", "bosh3", "rk4", "heun", "euler")]
+    + [("dop853", 1.6)],  # or its errors would be those of rounding
+)
+def test_order_within_a_step(method, largest):
     """The error inside of a step of size h is of order h^(p + 1), as claimed."""
-    extended, exact = get_method(method).with_interpolant(), get_method("dopri8")
-    thetas, y0 = np.linspace(0.1, 0.9, 9), tf.constant([1.0, 0.5], tf.float64)
+    extended = get_method(method).with_interpolant()
+    thetas, y0 = np.linspace(0.1, 0.9, 9), tf.constant([2.5, 0.5], tf.float64)
     powers = thetas[:, np.newaxis] ** np.arange(1, extended.dense.shape[1] + 1)
-    sizes, errors = 0.1 / 2.0 ** np.arange(4), []
+    sizes, errors = largest / 2.0 ** np.arange(4), []
     for h in sizes:
         slopes = np.stack([slope[0] for slope in pendulum_step(extended, 0.0, h, y0).slopes])
         inside = y0 + h * powers @ extended.dense.T @ slopes
-        # Of order 8, its error is far below that of the interpolation.
-        expected = [pendulum_step(exact, 0.0, h * theta, y0).ys[0] for theta in thetas]
-        errors.append(np.abs(inside - np.stack(expected)).max())
+        expected = pendulum_exactly([0.0, *h * thetas], y0)[1:]
+        errors.append(np.abs(inside - expected).max())
     observed = np.log2(errors[-2] / errors[-1]) - 1.0
     assert abs(observed - extended.dense_order) < 0.2
 
@@ -147,6 +154,54 @@ def test_order_within_a_step(method):
 def test_gradients_are_those_of_backprop(gradient, mode):
     problem = everything(MANY)
     options = dict(rtol=1e-4, atol=1e-4, max_steps=64, outputs="auto")
+    actual = gradients(problem, gradient, mode, **options)
+    expected = gradients(problem, Backprop(), "graph", **options)
+    assert relative_error(actual, expected) < FLOAT64
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        SymplecticAdjoint(),
+        SymplecticAdjoint("steps"),
+        SymplecticAdjoint("stages"),
+        SymplecticAdjoint(EXTENDED.stages + 6),
+        tfsymadj.StepCheckpoint(),
+        tfsymadj.SolveCheckpoint(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["graph", slow("eager"), slow("xla")])
+def test_gradients_with_a_row_of_the_extension(gradient, mode):
+    """Where some steps have outputs inside, and others have none."""
+    options = dict(method=EXTENDED, rtol=1e-3, atol=1e-3, max_steps=64, outputs="auto")
+    check_extended(everything(), gradient, mode, 1, **options)
+
+
+@pytest.mark.parametrize(
+    "gradient, mode",
+    [
+        (SymplecticAdjoint(), "graph"),
+        slow(SymplecticAdjoint("steps"), "graph"),
+        slow(SymplecticAdjoint("stages"), "graph"),
+        slow(SymplecticAdjoint(20), "graph"),
+        slow(tfsymadj.StepCheckpoint(), "graph"),
+        slow(tfsymadj.SolveCheckpoint(), "graph"),
+        slow(SymplecticAdjoint(), "eager"),
+        slow(SymplecticAdjoint(), "xla"),
+    ],
+    ids=str,
+)
+def test_gradients_of_dop853(gradient, mode):
+    options = dict(method="dop853", rtol=1e-8, atol=1e-8, max_steps=64, outputs="auto")
+    check_extended(everything(), gradient, mode, 3, **options)
+
+
+def check_extended(problem, gradient, mode, further, **options):
+    solution = tfsymadj.solve(problem.dynamics, problem.y0, problem.t, args=problem.args, **options)
+    stats, s = solution.stats, get_method(options["method"]).stages
+    with_outputs = (int(stats.num_evaluations) - 2 - s * int(stats.num_steps)) // further
+    assert 0 < with_outputs < int(stats.num_accepted)
     actual = gradients(problem, gradient, mode, **options)
     expected = gradients(problem, Backprop(), "graph", **options)
     assert relative_error(actual, expected) < FLOAT64
@@ -189,7 +244,7 @@ def test_gradient_for_times_by_differences():
         np.testing.assert_allclose(found[i], difference, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["bosh3", slow("dopri5")])
+@pytest.mark.parametrize("method", ["bosh3", *map(slow, ["dopri5", "dop853", EXTENDED])], ids=str)
 def test_second_derivatives(method):
     problem = everything((0.0, 0.3, 0.5, 1.0))
     options = dict(method=method, rtol=1e-2, atol=1e-2, max_steps=16, outputs="auto")
@@ -223,6 +278,29 @@ def test_outputs_cost_no_evaluations(checkpoints):
     few = pendulum_at([0.0, 1.0, 2.0], **options).stats
     many = pendulum_at(np.linspace(0.0, 2.0, 200), **options).stats
     assert [int(x) for x in few] == [int(x) for x in many]
+
+
+@pytest.mark.parametrize("times, fine", [([0.0, 1.0], True), ([0.0, 0.5, 1.0], False)])
+def test_failure_in_a_row_of_the_extension(times, fine):
+    """Dynamics that are not finite where no other row is: at the end of a tenth of the step."""
+
+    def dynamics(t, y):
+        return tf.where(tf.abs(t - 0.1) < 1e-3, np.nan, 1.0) * tf.ones_like(y)
+
+    y0 = tf.zeros([], tf.float64)
+    options = dict(method="dop853", first_step=1.0, outputs="auto", on_failure="status")
+    solution = tfsymadj.solve(dynamics, y0, times, **options)
+    assert solution.success == fine
+    assert np.isfinite(solution.y).all() == fine
+
+
+def test_an_extended_method_for_ends_of_steps():
+    extended = get_method("dop853").with_interpolant()
+    for options in (dict(outputs="step"), dict(num_steps=2)):
+        expected = pendulum_at([0.0, 0.5, 1.0], method="dop853", **options)
+        actual = pendulum_at([0.0, 0.5, 1.0], method=extended, **options)
+        np.testing.assert_array_equal(actual.y, expected.y)
+        assert int(actual.stats.num_evaluations) == int(expected.stats.num_evaluations)
 
 
 def test_failure_inside():

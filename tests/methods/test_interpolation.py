@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.integrate import DOP853
 
 from tfsymadj import METHODS, ButcherTableau
 from tfsymadj.methods.interpolation import hermite
 from tfsymadj.methods.order_conditions import first_dense_violation
 
-CLAIMED = {"dopri5": 4, "tsit5": 4, "bosh3": 3, "rk4": 3, "heun": 2, "euler": 1, "dopri8": 3}
+CLAIMED = dict(dopri5=4, tsit5=4, bosh3=3, rk4=3, heun=2, euler=1, dopri8=3, dop853=7)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -18,10 +19,10 @@ def test_ends_and_slopes(name):
     extended = METHODS[name].with_interpolant()
     dense = np.array(extended.dense)
     powers = np.arange(1, dense.shape[1] + 1)
-    rows = extended.num_rows
-    np.testing.assert_allclose(dense.sum(1), extended.b, atol=1e-13)
-    np.testing.assert_allclose(dense[:, 0], np.eye(rows)[0], atol=1e-13)
-    np.testing.assert_allclose(dense @ powers, np.eye(rows)[-1], atol=1e-11)
+    first, last = np.eye(len(dense))[[0, extended.num_rows - 1]]
+    np.testing.assert_allclose(dense.sum(1), extended.b_vector, atol=1e-13)
+    np.testing.assert_allclose(dense[:, 0], first, atol=1e-13)
+    np.testing.assert_allclose(dense @ powers, last, atol=1e-11)
     assert extended.fsal
     assert extended.dense_order == CLAIMED.get(name, min(METHODS[name].order, 3))
 
@@ -32,6 +33,16 @@ def test_claimed_order_is_the_highest(name):
     dense = np.array(extended.dense)
     assert first_dense_violation(extended.a_matrix, dense, extended.dense_order) is None
     assert first_dense_violation(extended.a_matrix, dense, extended.dense_order + 1) is not None
+
+
+def test_dop853_is_that_of_scipy():
+    solver = DOP853(lambda t, y: [y[1], -np.sin(t * y[0])], 0.0, [1.0, 0.5], 3.0, first_step=0.8)
+    solver.step()
+    inside, h = solver.dense_output(), solver.step_size
+    for theta in np.linspace(0.0, 1.0, 9):
+        weights = np.array(METHODS["dop853"].dense) @ theta ** np.arange(1, 8)
+        actual = [1.0, 0.5] + h * weights @ solver.K_extended
+        np.testing.assert_allclose(actual, inside(theta * h), atol=1e-13)
 
 
 def test_a_row_is_added_where_there_is_none():

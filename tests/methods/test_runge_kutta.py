@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.modes import slow
-from helpers.problems import mlp
+from helpers.problems import mlp, pendulum
+from helpers.tableaus import EXTENDED
 
+from tfsymadj import METHODS
 from tfsymadj.dynamics.calling import as_function
 from tfsymadj.dynamics.closing import Sources, close
 from tfsymadj.methods import get_method
@@ -56,3 +58,16 @@ def test_bilinear_form_is_conserved(method):
     # Rounding in 20 steps of some 10 operations each. The variational variable itself changes.
     assert np.ptp(forms) < 1e-14 * scale
     assert np.linalg.norm(deltas[-1] - deltas[0]) > 0.1
+
+
+@pytest.mark.parametrize("tableau, size", [(EXTENDED, 0.02), (METHODS["dop853"], 0.1)], ids=str)
+def test_order_of_two_error_estimates(tableau, size):
+    """Of h^(q + 1) and h^(r + 1): the square of one over the other."""
+    method, y0 = get_method(tableau), tf.constant([2.5, 0.5], tf.float64)
+    errors = []
+    for h in (size, size / 2.0):
+        at = tf.zeros([], tf.float64), tf.constant(h, tf.float64), [y0]
+        (error,) = method.step(lambda t, ys: [pendulum(t, ys[0])], *at).errors
+        errors.append(np.max(np.abs(error)))
+    observed = np.log2(errors[0] / errors[1]) - 1.0
+    assert abs(observed - method.embedded_order) < 0.2

@@ -62,7 +62,8 @@ def test_fsal_without_error_estimate():
 
 @pytest.mark.parametrize("tableau", ALL)
 def test_arrays(tableau):
-    s = tableau.num_rows
+    s = len(tableau.a)
+    assert s == tableau.num_rows + tableau.extension
     arrays = [tableau.a_matrix, tableau.b_vector, tableau.c_vector]
     assert [x.shape for x in arrays] == [(s, s), (s,), (s,)]
     np.testing.assert_array_equal(tableau.a_matrix, np.tril(tableau.a_matrix, -1))
@@ -89,6 +90,7 @@ def test_immutable_and_hashable():
 
 def test_repr():
     assert repr(tables.DOPRI5) == "<ButcherTableau dopri5: order 5(4), 6 evaluations a step>"
+    assert repr(tables.DOP853) == "<ButcherTableau dop853: order 8(5,3), 12 evaluations a step>"
     assert repr(tables.EULER) == "<ButcherTableau euler: order 1, 1 evaluations a step>"
 
 
@@ -145,12 +147,24 @@ def test_default_embedded_order():
         ({"b": (0.25, 0.75)}, ValueError, "b @ c = 1/2 of order 2 is violated by 0.25"),
         ({"order": 3}, ValueError, r"b @ \(c \* c\) = 1/3 of order 3 is violated by 0.167"),
         ({"embedded_order": 2}, ValueError, "`b - b_error` are not of order 2: .* by -0.5"),
+        ({"coarse_order": 1}, ValueError, "`coarse_order` must not be given without `b_coarse`"),
+        ({"b_coarse": (1, 0)}, ValueError, "`b_coarse` must sum to zero"),
+        ({"b_coarse": (0, 0)}, ValueError, "`b_coarse` must not be all zeros"),
+        ({"b_coarse": (1,)}, ValueError, "`b_coarse` must have 2 entries"),
+        ({"b_coarse": (1, -1), "coarse_order": 2}, ValueError, "`b - b_coarse` are not of order 2"),
     ],
 )
 def test_errors(changes, error, message):
     ButcherTableau(**GOOD)
     with pytest.raises(error, match=f"(?s){message}.*Received: "):
         ButcherTableau(**(GOOD | changes))
+
+
+def test_a_coarse_estimate_goes_with_a_finer_one():
+    without = {name: GOOD[name] for name in ("name", "order", "c", "a", "b")}
+    with pytest.raises(ValueError, match="`b_coarse` must not be given without `b_error`"):
+        ButcherTableau(**without, b_coarse=(1, -1))
+    assert ButcherTableau(**GOOD, b_coarse=(1, -1)).coarse_order == 1
 
 
 def test_error_names_the_tree():
@@ -201,7 +215,7 @@ def test_perturbed_family_is_refused(alpha, sign, size, where):
 def test_any_wrong_coefficient_is_found(tableau):
     """Row sums kept, so that the order conditions have to find it."""
     fields = {field.name: getattr(tableau, field.name) for field in dataclasses.fields(tableau)}
-    for i in range(tableau.stages):
+    for i in (*range(tableau.stages), *range(tableau.num_rows, len(tableau.a))):
         for j in range(i):
             nodes, rows = list(tableau.c), [list(row) for row in tableau.a]
             rows[i][j] += 1e-7

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.integrate import DOP853
 
 from tfsymadj.methods import METHODS, order_conditions, tables
 
@@ -24,6 +25,7 @@ EXPECTED = {
     "tsit5": (5, 4, 7, 6, True),
     "dopri5": (5, 4, 7, 6, True),
     "dopri8": (8, 7, 13, 13, False),
+    "dop853": (8, 5, 13, 12, True),
 }
 
 
@@ -65,6 +67,26 @@ def test_embedded_order_is_exactly_nominal(tableau):
     for order in range(1, tableau.embedded_order + 1):
         assert largest_residual(tableau, embedded, order) < 5e-14
     assert largest_residual(tableau, embedded, tableau.embedded_order + 1) > 1e-7
+
+
+def test_coarse_order_is_exactly_nominal():
+    tableau = tables.DOP853
+    assert (tableau.coarse_order, tableau.error_order) == (3, 7)
+    coarse = tableau.b_vector - np.pad(tableau.b_coarse, [0, tableau.extension])
+    for order in range(1, 4):
+        assert largest_residual(tableau, coarse, order) < 5e-14
+    assert largest_residual(tableau, coarse, 4) > 1e-7
+
+
+def test_dop853_is_that_of_scipy():
+    tableau, s = tables.DOP853, 12
+    np.testing.assert_allclose(tableau.a_matrix[:s, :s], DOP853.A, rtol=1e-15)
+    np.testing.assert_allclose(tableau.a_matrix[s + 1 :], DOP853.A_EXTRA, rtol=1e-15)
+    np.testing.assert_allclose(tableau.c[:s], DOP853.C, rtol=1e-15)
+    np.testing.assert_allclose(tableau.c[s + 1 :], DOP853.C_EXTRA, rtol=1e-15)
+    np.testing.assert_allclose(tableau.b[:s], DOP853.B, rtol=1e-15)
+    np.testing.assert_allclose(tableau.b_error, DOP853.E5, rtol=1e-15)
+    np.testing.assert_allclose(tableau.b_coarse, DOP853.E3, rtol=1e-14)
 
 
 @pytest.mark.parametrize("tableau", ALL)
@@ -125,7 +147,7 @@ def observed_order(tableau, weights, order):
     for num_steps in STEPS[order]:
         h, y = 2.0 / num_steps, solution(-0.5)
         for _ in range(num_steps):
-            slopes = np.zeros([tableau.num_rows, 2])
+            slopes = np.zeros([len(tableau.a), 2])
             for i in range(tableau.num_rows):
                 slopes[i] = dynamics(y + h * tableau.a_matrix[i] @ slopes)
             y = y + h * weights @ slopes

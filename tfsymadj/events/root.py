@@ -156,7 +156,8 @@ def _on_extension(last, problem, mark):
     watch, method = problem.watch, problem.method
     t, h, ys = mark.t, mark.h, [tf.stop_gradient(y) for y in mark.ys]
     t = tf.stop_gradient(t)
-    slopes = method.step(last.dynamics.apart, t, h, ys).slopes
+    step = method.step(last.dynamics.apart, t, h, ys)
+    slopes = method.extended(last.dynamics.apart, t, h, ys, step, tf.constant(True)).slopes
     extension, count = Extension(method.dense), len(watch.functions)
 
     def values(times):

@@ -75,6 +75,7 @@ class ContinuousAdjoint(Recomputing):
     def _solver(self, problem, others=0):
         """`(method, controller)` of the backward solve."""
         method = problem.method if self.method is None else get_method(self.method)
+        method = method.without_interpolant()
         controller = problem.controller
         given = self.rtol is not None or self.atol is not None
         if given and not isinstance(controller, PIController):

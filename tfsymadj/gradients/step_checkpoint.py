@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.gradients.recomputing import Recomputing
-from tfsymadj.gradients.sweep import TapeSweep
+from tfsymadj.gradients.sweep import TapeSweep, extended_steps
 
 
 class StepCheckpoint(Recomputing):
@@ -28,5 +28,10 @@ class StepCheckpoint(Recomputing):
         return TapeSweep(problem, recording, outcome, cotangents).run()
 
     def backward_evaluations(self, problem, recording, outcome):
-        evaluations = outcome.stats.num_accepted * tf.constant(problem.method.evaluations)
-        return evaluations if problem.between is None else evaluations + 1
+        method, accepted = problem.method, outcome.stats.num_accepted
+        each = method.without_interpolant()
+        planned = accepted * tf.constant(each.evaluations)
+        if method.extends:
+            further = method.stages - each.stages
+            return planned + further * extended_steps(problem, outcome, accepted)
+        return planned if problem.between is None else planned + 1

@@ -47,8 +47,7 @@ class Sweep:
         if self._outputs.interpolates:
             self._end, self._end_time = record.end, record.time
             self._rates = self._outputs.rates(self._cotangents, record.rates)
-            direction = tf.sign(problem.stops[-1] - problem.stops[0])
-            self._firsts = self._outputs.firsts(self._grid.t, direction)
+            self._spans = self._outputs.spans(self._grid.t, self._accepted)
 
     def run(self):
         """The gradients, `Sources`."""
@@ -61,7 +60,7 @@ class Sweep:
             lows=tf.nest.map_structure(accumulator, sums),
             inside=[],
         )
-        if self._outputs.interpolates:
+        if self._outputs.interpolates and not self._method.extends:
             state = self._from_the_end(state)
         first = self._recording.num_recomputed(self._accepted)
         if self._recording.keeps_stages:
@@ -135,15 +134,34 @@ class Sweep:
     def _dynamics_of(self, n):
         return self._intervals.of(self._dynamics, self._grid.interval_of(n))
 
-    def _step(self, n, ys):
-        """A step of the live parts of the state."""
+    def _live_slopes(self, n):
+        """The dynamics of the live parts of the state, where step n is."""
         dynamics = self._dynamics_of(n)
 
         def live_slopes(t, ys):
             slopes = dynamics(t, self._whole(ys))
             return [slopes[i] for i in dynamics.live]
 
-        return self._method.step(live_slopes, self._grid.t[n], self._grid.h[n], ys)
+        return live_slopes
+
+    def _step(self, n, ys):
+        """A step of the live parts of the state."""
+        return self._method.step(self._live_slopes(n), self._grid.t[n], self._grid.h[n], ys)
+
+    def _stages(self, n, ys):
+        """The step with its stage values, those for outputs inside of it included."""
+        step = self._step(n, ys)
+        if self._method.extends:
+            step = self._method.extended(
+                self._live_slopes(n), self._grid.t[n], self._grid.h[n], ys, step, self._wanted(n),
+                last=False,
+            )  # fmt: skip
+        return step
+
+    def _wanted(self, n):
+        """Whether there are outputs inside of step n."""
+        begins, ends = self._spans
+        return begins[n] < ends[n]
 
     def _advance(self, begin, end, ys):
         """The state before the step `end`, from the one before the step `begin`."""
@@ -161,7 +179,7 @@ class Sweep:
         """The state before the step `end`; `rows` get the stage values of the steps before it."""
 
         def body(n, ys, rows):
-            step = self._step(n, ys)
+            step = self._stages(n, ys)
             return n + 1, step.ys, stages.set(rows, n, step.stages)
 
         _, ys, rows = tf.while_loop(
@@ -193,7 +211,7 @@ class Sweep:
 
     def _adjoint_from_state(self, n, ys, state):
         """The adjoint over the step n, from the state before it."""
-        stages = [tf.stack(x) for x in zip(*self._step(n, ys).stages)]
+        stages = [tf.stack(x) for x in zip(*self._stages(n, ys).stages)]
         return self._adjoint_step(n, lambda i: [tf.gather(x, i) for x in stages], state)
 
     def _adjoint_step(self, n, stage, state):
@@ -207,27 +225,30 @@ class Sweep:
             totals.ys, self._cotangents, grid, n, self._accepted
         )
         adjoints = self._with_mark(n + 1, adjoints)
-        slopes, before = [], []  # methods without an interpolant need not know of slopes
+        here, slopes, before, jumps = None, [], [], None  # not every method need know of slopes
         if state.inside:
-            before = [self._inside(n - 1)]
+            here, before = state.inside[0], [self._inside(n - 1)]
             jumps, shared = self._begins_with_jump(n), before[0].last
             if jumps is not None:
                 shared = [tf.where(jumps, tf.zeros_like(x), x) for x in shared]
-            slopes = [state.inside[0].of_stages(shared)]
+            slopes = [here.of_stages(shared)]
+        elif self._outputs.interpolates:
+            here = self._inside(n)
+            slopes = [here.of_rows(self._wanted(n))]
         sums = rule(
             self._dynamics_of(n), grid.t[n], grid.h[n], start, adjoints, state.lows,
             problem.with_time, *slopes,
         )  # fmt: skip
         times, sums = sums.times, sums._replace(times=[])
-        if state.inside:
-            (here,) = state.inside
+        if here is not None:
             sums = sums._replace(ys=add(sums.ys, here.ys))
             if problem.with_time:
-                time, size, product = times
+                time, size, *products = times
                 times = [time + here.start, size + here.step]
-                # The last slope of the step before is this one's first, but goes with its size.
-                earlier = before[0].step + product / grid.h[tf.maximum(n - 1, 0)]
-                before = [before[0]._replace(step=earlier)]
+                for b, product in zip(before, products):
+                    # The last slope of the step before is this one's first, but goes with its size.
+                    earlier = b.step + product / grid.h[tf.maximum(n - 1, 0)]
+                    before = [b._replace(step=earlier)]
             if jumps is not None:
                 ys = start(0) if callable(start) else start
                 before, sums = self._last_slope(jumps, n - 1, grid.t[n], ys, before, sums)
@@ -237,10 +258,8 @@ class Sweep:
 
     def _inside(self, n):
         """`StepCotangents` of step n; of none for n = -1."""
-        k, count = tf.maximum(n, 0), self._accepted
-        last = tf.size(self._problem.output_times) - 1
-        begin = self._firsts[k]
-        end = tf.where(n < count - 1, self._firsts[tf.minimum(k + 1, count - 1)], last)
+        k = tf.maximum(n, 0)
+        begin, end = (x[k] for x in self._spans)
         end = tf.where(n < 0, begin, end)
         return self._outputs.cotangents_of(
             self._grid.t[k], self._grid.h[k], begin, end, self._cotangents, self._rates
@@ -316,6 +335,13 @@ def _static(n):
 def _segment_bound(problem, recording):
     n, stride = problem.max_steps, recording.stride
     return -(-n // stride) if isinstance(n, int) and isinstance(stride, int) else None
+
+
+def extended_steps(problem, outcome, steps):
+    """How many of the first `steps` steps have outputs inside, int32."""
+    begins, ends = outputs_of(problem).spans(outcome.record.grid.t, outcome.stats.num_accepted)
+    inside = tf.logical_and(begins < ends, tf.range(tf.size(begins)) < steps)
+    return tf.reduce_sum(tf.cast(inside, tf.int32))
 
 
 class TapeSweep(Sweep):

@@ -12,7 +12,7 @@ from tfsymadj.checkpoints.budget import budget_recording
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.config import is_int
 from tfsymadj.gradients.recomputing import Recomputing
-from tfsymadj.gradients.sweep import Sweep
+from tfsymadj.gradients.sweep import Sweep, extended_steps
 
 _CHECKPOINTS = ("auto", "steps", "stages")
 
@@ -99,11 +99,16 @@ class SymplecticAdjoint(Recomputing):
 
     def backward_evaluations(self, problem, recording, outcome):
         method, accepted = problem.method.without_error(), outcome.stats.num_accepted
-        again = recording.num_recomputed(accepted) + recording.num_advanced(accepted)
-        adjoint = accepted * method.adjoint_evaluations
-        if problem.between is not None:  # all stages may count, and the last step's end
-            adjoint = accepted * method.stages + 1
-        return adjoint + again * method.evaluations
+        again, advanced = recording.num_recomputed(accepted), recording.num_advanced(accepted)
+        each = method.without_interpolant()
+        planned = accepted * each.adjoint_evaluations + (again + advanced) * each.evaluations
+        if method.extends:  # the further rows and the last slope, but for the last one's value
+            further = method.stages - each.stages
+            planned += further * extended_steps(problem, outcome, accepted)
+            planned += (further - 1) * extended_steps(problem, outcome, again)
+        elif problem.between is not None:  # all stages may count, and the last step's end
+            planned += accepted * (method.stages - method.adjoint_evaluations) + 1
+        return planned
 
 
 def _stride(n, s):

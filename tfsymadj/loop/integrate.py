@@ -60,6 +60,7 @@ class _Trial(NamedTuple):
     step: Any
     ys: list
     lows: list
+    extended: Any  # the step with the slopes for outputs inside
 
 
 class _Verdict(NamedTuple):
@@ -161,7 +162,10 @@ class _Loop:
         """One step: the loop's body."""
         kept = self._store.with_state(c.kept, c.accepted, [c.ys[i] for i in self._live], c.moved)
         trial = self._try(c)
-        verdict, seen = self._watched(c, trial, self._judge(c, trial))
+        verdict = self._judge(c, trial)
+        if self._outputs.interpolates and self._problem.method.extends:
+            trial, verdict = self._extend(c, trial, verdict)
+        verdict, seen = self._watched(c, trial, verdict)
         return (self._advance(c, trial, verdict, kept)._replace(seen=seen),)
 
     def _interval(self, c):
@@ -175,7 +179,8 @@ class _Loop:
             proposal = proposal.at_most(c.t, problem.max_step)
         dynamics = self._intervals.of(problem.dynamics, c.interval)
         step = problem.method.step(dynamics, c.t, proposal.step, c.ys, c.first or None)
-        return _Trial(proposal, step, *compensated_sum(c.ys, add(c.lows, step.increments)))
+        ys, lows = compensated_sum(c.ys, add(c.lows, step.increments))
+        return _Trial(proposal, step, ys, lows, extended=step)
 
     def _judge(self, c, trial):
         proposal, step, fine = trial.proposal, trial.step, finite(trial.ys)
@@ -206,6 +211,21 @@ class _Loop:
         reason = tf.where(fine, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE_DYNAMICS))
         return _Verdict(accepted, control, tf.where(stuck, reason, c.status))
 
+    def _extend(self, c, trial, verdict):
+        """What outputs inside of a step take, if it is accepted and there are any."""
+        problem, h, end = self._problem, trial.proposal.step, trial.proposal.end
+        dynamics = self._intervals.of(problem.dynamics, c.interval)
+        wanted = self._outputs.ahead(c.outputs, verdict.accepted, end, tf.sign(h))
+        if self._lookout is not None:
+            wanted = verdict.accepted
+        step = problem.method.extended(dynamics, c.t, h, c.ys, trial.step, wanted)
+        fine = finite(tf.nest.flatten(step.slopes[len(trial.step.slopes) :]))
+        verdict = verdict._replace(
+            accepted=tf.logical_and(verdict.accepted, fine),
+            status=first_failure(verdict.status, fine, Status.NON_FINITE_DYNAMICS),
+        )
+        return trial._replace(extended=step), verdict
+
     def _watched(self, c, trial, verdict):
         """The verdict after a look at the events, and what was seen."""
         if self._lookout is None:
@@ -219,7 +239,7 @@ class _Loop:
         return verdict, [seen]
 
     def _advance(self, c, trial, verdict, kept):
-        proposal, step, ys, lows = trial
+        proposal, step, ys, lows, extended = trial
         accepted, control, status = verdict
         if tf.get_static_value(accepted) is not True:  # else nothing is ever rejected
             ys, lows = select(accepted, ys, c.ys), select(accepted, lows, c.lows)
@@ -228,11 +248,12 @@ class _Loop:
         interval = tf.where(arrives, self._intervals.following(c.interval), c.interval)
         well = is_success(status)
         first = select(accepted, step.slopes[-1], c.first) if c.first else []
-        evaluations = step.evaluations
+        evaluations = extended.evaluations
         if self._problem.switches is not None:
             control, first, more = self._after_jump(arrives, interval, t, ys, control, first)
             evaluations = evaluations + more
-        stages = [[stage[i] for stage in step.stages] for i in self._live]
+        stages = [[stage[i] for stage in extended.stages] for i in self._live]
+        slopes = extended.slopes
         return _Carry(
             attempts=c.attempts + 1,
             accepted=c.accepted + tf.cast(accepted, tf.int32),
@@ -249,7 +270,7 @@ class _Loop:
             moved=accepted,
             outputs=self._outputs.write(
                 c.outputs,
-                Taken(accepted, c.accepted, c.interval, c.t, c.ys, proposal, step.slopes, t, ys),
+                Taken(accepted, c.accepted, c.interval, c.t, c.ys, proposal, slopes, t, ys),
             ),
             grid=[grid.write(rows, c.accepted, c.t, c.interval, proposal) for rows in c.grid],
             kept=self._store.with_stages(kept, c.accepted, stages),

@@ -79,6 +79,10 @@ class StepCotangents(NamedTuple):
         """`SlopeCotangents`, beside the cotangents of the first slope as a last one."""
         return SlopeCotangents([x[:-1] for x in self.slopes], first)
 
+    def of_rows(self, wanted):
+        """`SlopeCotangents` of a method that has an extension."""
+        return SlopeCotangents(self.slopes, None, wanted)
+
     @property
     def last(self):
         """The cotangents of the last slope."""
@@ -244,6 +248,12 @@ class InterpolatedOutputs:
         )
         return rows
 
+    def ahead(self, held, accepted, end, direction):
+        """Whether outputs are yet to be written inside of a step, a boolean scalar."""
+        m, last = held[0], self._count - 1
+        ahead = tf.logical_and(accepted, m < last)
+        return tf.logical_and(ahead, (self._times[tf.minimum(m, last)] - end) * direction <= 0.0)
+
     def write(self, held, taken):
         """`held` with the outputs inside of a step that was accepted."""
         m, *lists = held
@@ -251,18 +261,15 @@ class InterpolatedOutputs:
         direction, block, last = tf.sign(h), self._block, self._count - 1
         size = len(taken.ys)
 
-        def inside(times):
-            return (times - end) * direction <= 0.0
-
         def unfinished(m, lists):
-            ahead = tf.logical_and(taken.accepted, m < last)
-            return tf.logical_and(ahead, inside(self._times[tf.minimum(m, last)]))
+            return self.ahead([m], taken.accepted, end, direction)
 
         def one_block(m, lists):
             q = m // block
             ids = q * block + tf.range(block)
             times = tf.gather(self._times, tf.minimum(ids, last))
-            mask = tf.logical_and(tf.logical_and(ids >= m, ids < last), inside(times))
+            mask = tf.logical_and(ids >= m, ids < last)
+            mask = tf.logical_and(mask, (times - end) * direction <= 0.0)
             theta = tf.where(mask, (times - t) / h, tf.zeros_like(times))
             new = []
             for powers in ("value", "rate")[: 1 + self._with_rates]:
@@ -321,10 +328,19 @@ class InterpolatedOutputs:
         interior = tf.logical_and(ids > 0, ids < self._count - 1)
         return tf.where(interior, total, tf.zeros_like(total))
 
-    def firsts(self, ts, direction):
-        """For each of several times the first output after it."""
+    def spans(self, ts, accepted):
+        """The outputs inside of steps: the first one of each step, and the one after its last.
+
+        Args:
+            ts: the times before the steps, a float64 vector, longer than it needs to be.
+            accepted: the number of steps; beyond it there are no outputs.
+        """
+        direction, last = tf.sign(self._times[-1] - self._times[0]), self._count - 1
         count = tf.searchsorted(self._times * direction, ts * direction, side="right")
-        return tf.clip_by_value(count, 1, self._count - 1)
+        begins = tf.clip_by_value(count, 1, last)
+        number = tf.range(tf.size(ts))
+        ends = tf.where(number < accepted - 1, tf.roll(begins, -1, 0), last)
+        return begins, tf.where(number < accepted, ends, begins)
 
     def cotangents_of(self, t, h, begin, end, cotangents, rates):
         """`StepCotangents` of the outputs from `begin` to before `end`, which lie in one step.

@@ -128,11 +128,11 @@ class Lookout:
             interval: index of the stop before it.
             t: the time before it.
             ys: the state before it.
-            trial: its `proposal`, `step` and the state `ys` after it.
+            trial: its `proposal`, `extended` step and the state `ys` after it.
         """
         h, end, before = trial.proposal.step, trial.proposal.end, seen.mark
         thetas = np.arange(1, SAMPLES) / SAMPLES
-        inside = self._extension.states(h, ys, trial.step.slopes, tf.constant(thetas))
+        inside = self._extension.states(h, ys, trial.extended.slopes, tf.constant(thetas))
         states = [[x[k] for x in inside] for k in range(len(thetas))]
         times = [t, *(t + theta * h for theta in thetas), end]
         values = tf.stack(

@@ -29,16 +29,31 @@ def hermite(b: tuple) -> tuple:
     return tuple(map(tuple, table.tolist()))
 
 
-def quartic(b: tuple, d: tuple) -> tuple:
-    """The form of continuous extension of order 4 that DOPRI5 has.
+def nested(b: tuple, *d: tuple) -> tuple:
+    """The form of continuous extension that DOPRI5 and DOP853 have.
 
-    With Delta = h sum_i b_i k_i and beta = h k_1 - Delta it is
+    With Delta = h sum_i b_i k_i, beta = h k_1 - Delta, k_s the slope at the step's end and
+    D_m = h sum_i d_mi k_i it is
 
         theta (Delta + (1 - theta) (beta + theta (Delta - h k_s - beta
-            + (1 - theta) h sum_i d_i k_i))).
+            + (1 - theta) (D_1 + theta (D_2 + (1 - theta) (D_3 + ...)))))).
 
-    Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.6.
+    Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, sections II.6 and
+    II.10.
+
+    Args:
+        b: see `hermite`.
+        *d: weights of all rows, those included that are beyond `b`.
+
+    Returns:
+        Tuple of rows of coefficients, of theta, theta^2, ...
     """
-    # Hermite interpolation, and what is added to it: theta^2 (1 - theta)^2 h sum_i d_i k_i.
-    cubic = np.pad(np.array(hermite(b)), [(0, 0), (0, 1)])
-    return tuple(map(tuple, (cubic + np.outer(d, [0.0, 1.0, -2.0, 1.0])).tolist()))
+    # Hermite interpolation, and what is added to it: theta^2 (1 - theta)^2 D_1, ...
+    table = np.pad(np.array(hermite(b)), [(0, len(d[0]) - len(b)), (0, len(d))])
+    factor = np.zeros(table.shape[1])
+    factor[1:3] = 1.0, -1.0
+    for m, weights in enumerate(d):
+        by_theta = np.roll(factor, 1)  # whose last coefficient is zero
+        factor = by_theta if m % 2 else factor - by_theta
+        table += np.outer(weights, factor)
+    return tuple(map(tuple, table.tolist()))

@@ -39,11 +39,14 @@ class SlopeCotangents(NamedTuple):
 
     Attributes:
         own: list of tensors `[stages, ...]`, proportional to the step's size.
-        first: list of tensors, of the first slope as the last one of the step before.
+        first: list of tensors, of the first slope as the last one of the step before; None with
+            an extension, where the last slope is one of the step's own.
+        wanted: with an extension, whether there are outputs inside, a boolean scalar.
     """
 
     own: list
-    first: list
+    first: list | None
+    wanted: Any = None
 
 
 class Method:
@@ -55,7 +58,8 @@ class Method:
     Attributes:
         name: the method's name.
         order: order of convergence.
-        embedded_order: the order of the solution that the error estimate compares with, or None.
+        embedded_order: the order of a solution whose error is of the order of the estimate, or
+            None.
         stages: how many stage values a step keeps for its adjoint.
         evaluations: evaluations of the dynamics in a step whose first slope is known if `fsal`;
             None if they differ from step to step, which then count them.
@@ -64,6 +68,7 @@ class Method:
         dense: the continuous extension, an array `(slopes, powers)` of the coefficients of theta,
             theta^2, ...; None without. The last slope is that of a FSAL method.
         dense_order: its order, or None.
+        extends: whether the continuous extension takes evaluations of its own: see `extended`.
     """
 
     name: str
@@ -75,14 +80,18 @@ class Method:
     fsal: bool = False
     dense: np.ndarray | None = None
     dense_order: int | None = None
+    extends: bool = False
 
     @property
     def adaptive(self) -> bool:
         """Whether there is an error estimate to choose step sizes with."""
         return self.embedded_order is not None
 
-    def with_interpolant(self) -> "Method":
+    def with_interpolant(self, own_rows: bool = True) -> "Method":
         """The same method with a continuous extension.
+
+        Args:
+            own_rows: whether that may take evaluations of its own.
 
         Raises:
             ValueError: if there is none.
@@ -91,6 +100,10 @@ class Method:
             "`outputs` must be 'step' with a method that has no continuous extension. "
             f"Received: method={self.name!r}"
         )
+
+    def without_interpolant(self) -> "Method":
+        """The same method for outputs that are ends of steps."""
+        return self
 
     def without_error(self) -> "Method":
         """The same method for steps of given sizes, for recomputation and for the adjoint."""
@@ -109,6 +122,30 @@ class Method:
             first: the dynamics at `(t, ys)` where they are known already, with `fsal`.
         """
         raise NotImplementedError
+
+    def extended(
+        self,
+        dynamics: Dynamics,
+        t: tf.Tensor,
+        h: tf.Tensor,
+        ys: list,
+        step: Step,
+        wanted: tf.Tensor,
+        last: bool = True,
+    ) -> Step:
+        """A step with the stages and slopes that only the continuous extension uses.
+
+        Args:
+            dynamics: see `step`.
+            t: likewise.
+            h: likewise.
+            ys: likewise.
+            step: what `step` returned.
+            wanted: whether there are outputs inside, a boolean scalar: else there are no
+                evaluations, and zeros.
+            last: whether the last slope is wanted, on which no stage depends.
+        """
+        return step
 
     def adjoint(
         self,
@@ -136,7 +173,7 @@ class Method:
         Returns:
             `sums` plus lambda_n - lambda_{n+1} and the gradients of the captured inputs and the
             variables; `times` holds the gradients for `t`, at fixed h, and for `h`, if they are
-            wanted, and with `slopes` the inner product of `slopes.first` and the first slope.
+            wanted, and with `slopes.first` the inner product of it and the first slope.
         """
         raise NotImplementedError
 
@@ -157,12 +194,15 @@ class Method:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
                 step = self.step(dynamics, t, h, ys)
+                if self.extends and slopes is not None:
+                    step = self.extended(dynamics, t, h, ys, step, slopes.wanted)
             targets, cotangents = [step.increments], [adjoints]
             if slopes is not None:
                 targets += step.slopes
                 own = [tf.unstack(x, self.stages) for x in slopes.own]
                 own = [list(x) for x in zip(*own)]
-                cotangents += [add(own[0], slopes.first), *own[1:]]
+                first = own[0] if slopes.first is None else add(own[0], slopes.first)
+                cotangents += [first, *own[1:]]
             found = tape.gradient(targets, sources, output_gradients=cotangents)
         times = found.times
         if with_time:
@@ -170,5 +210,7 @@ class Method:
             times = [tf.zeros_like(h) if start is None else start, size]
             if slopes is not None:
                 explicit = [inner(x, k) / h for x, k in zip(own, step.slopes)]
-                times = [times[0], tf.add_n([size, *explicit]), inner(slopes.first, step.slopes[0])]
+                times = [times[0], tf.add_n([size, *explicit])]
+                if slopes.first is not None:
+                    times.append(inner(slopes.first, step.slopes[0]))
         return add_terms(sums, found._replace(times=[]))._replace(times=times)

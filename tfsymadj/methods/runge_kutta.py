@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add, add_terms, coefficients, combine, factors, inner
+from tfsymadj.arithmetic import add, add_terms, coefficients, combine, damped, factors, inner
 from tfsymadj.methods.method import Method, Step
 from tfsymadj.methods.tableaus import ButcherTableau
 
@@ -23,7 +23,7 @@ class ExplicitRungeKutta(Method):
 
     name = property(lambda self: self.tableau.name)
     order = property(lambda self: self.tableau.order)
-    embedded_order = property(lambda self: self.tableau.embedded_order)
+    embedded_order = property(lambda self: self.tableau.error_order)
     stages = property(lambda self: self.tableau.stages)
     evaluations = property(lambda self: self.tableau.stages)
     adjoint_evaluations = property(lambda self: sum(self.tableau.active_stages))
@@ -34,8 +34,9 @@ class ExplicitRungeKutta(Method):
     def dense(self):
         return None if self.tableau.dense is None else np.array(self.tableau.dense)
 
-    def with_interpolant(self):
-        return ExplicitRungeKutta(self.tableau.with_interpolant())
+    def with_interpolant(self, own_rows=True):
+        tableau = self.tableau.with_interpolant(own_rows)
+        return (ExtendedRungeKutta if tableau.extension else ExplicitRungeKutta)(tableau)
 
     def without_error(self):
         return _without_error(self)
@@ -59,6 +60,8 @@ class ExplicitRungeKutta(Method):
         errors = None
         if tableau.adaptive:
             errors = combine(coefficients(h, tableau.b_error, ys), slopes, ys)
+            if tableau.b_coarse is not None:
+                errors = damped(errors, combine(coefficients(h, tableau.b_coarse, ys), slopes, ys))
         return Step(
             ys=stages[-1] if tableau.fsal else add(ys, increments),
             increments=increments,
@@ -79,27 +82,31 @@ class ExplicitRungeKutta(Method):
 
         The stages are a loop, so that no more than one stage's activations and gradients are
         alive, also under XLA, which would overlap what is written out. An output at theta inside of
-        the step adds h b_i(theta) times its cotangent to w_i: no further evaluation.
+        the step adds h b_i(theta) times its cotangent to w_i: no further evaluation, but for rows
+        that are for it alone.
         """
         tableau, lanes = self.tableau, h.shape.rank
-        active = tableau.active_stages if slopes is None else [True] * tableau.stages
-        order = [i for i in reversed(range(tableau.num_rows)) if active[i]]
+        active = tableau.active_stages if slopes is None else [True] * self.stages
+        order = [i for i in reversed(range(len(active))) if active[i]]
         count = len(order)
         stages = tf.constant(order, tf.int32)
-        nodes = np.array([tableau.c[i] for i in order])
+        nodes = tableau.c_vector[order]
         ts = t + h * nodes.reshape([-1, *[1] * lanes])
-        rows = [[tableau.a[j][i] if i < j else 0.0 for i in order] for j in order]
-        coupling = factors(h, np.array(rows), adjoints)
-        weights = factors(h, np.array([tableau.b[i] for i in order]), adjoints)
+        coupling = factors(h, tableau.a_matrix[np.ix_(order, order)], adjoints)
+        weights = factors(h, tableau.b_vector[order], adjoints)
         weights = [w * y for w, y in zip(weights, adjoints)]
+        begin, joined = 0, None
         if slopes is not None:
             weights = [w + tf.gather(x, stages) for w, x in zip(weights, slopes.own)]
-        times = [tf.zeros_like(h)] * (2 if slopes is None else 3) if with_time else []
+            joined = slopes.first
+            if slopes.wanted is not None:
+                begin = tf.where(slopes.wanted, 0, count - tableau.stages)
+        times = [tf.zeros_like(h)] * (2 if joined is None else 3) if with_time else []
 
         def body(k, cotangents, weights, sums, times):
             first = None
-            if slopes is not None:  # the first stage is the last one here
-                first = [tf.cast(tf.equal(k, count - 1), x.dtype) * x for x in slopes.first]
+            if joined is not None:  # the first stage is the last one here
+                first = [tf.cast(tf.equal(k, count - 1), x.dtype) * x for x in joined]
             found, values = dynamics.vjp(
                 tf.gather(ts, k),
                 stage(tf.gather(stages, k)),
@@ -122,12 +129,76 @@ class ExplicitRungeKutta(Method):
         _, _, _, sums, times = tf.while_loop(
             lambda k, *_: k < count,
             body,
-            (tf.zeros([], tf.int32), [w[0] for w in weights], weights, sums, times),
+            (begin, [w[begin] for w in weights], weights, sums, times),
             parallel_iterations=1,
             maximum_iterations=count,
             name="adjoint_of_stages",
         )
         return sums._replace(times=times)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtendedRungeKutta(ExplicitRungeKutta):
+    """The method of a table whose continuous extension has rows of its own.
+
+    The last slope is the next step's first, but in the adjoint it is a stage of its own step: the
+    further rows depend on it, whose turn comes when the next step has had its own.
+
+    Args:
+        tableau: `ButcherTableau`.
+        estimates: whether steps estimate their errors.
+    """
+
+    estimates: bool = True
+
+    embedded_order = property(lambda self: self.tableau.error_order if self.estimates else None)
+    stages = property(lambda self: len(self.tableau.a))
+    evaluations = None
+    fsal = property(lambda self: self.estimates)
+    extends = True
+
+    def with_interpolant(self, own_rows=True):
+        return self if own_rows else super().with_interpolant(own_rows)
+
+    def without_interpolant(self):
+        plain = ExplicitRungeKutta(self.tableau)
+        return plain if self.estimates else plain.without_error()
+
+    def without_error(self):
+        return dataclasses.replace(self, estimates=False)
+
+    def step(self, dynamics, t, h, ys, first=None):
+        return self.without_interpolant().step(dynamics, t, h, ys, first)
+
+    def extended(self, dynamics, t, h, ys, step, wanted, last=True):
+        tableau, known = self.tableau, len(step.slopes)
+        rows = range(tableau.num_rows, len(tableau.a))
+        count = len(tableau.a) - known - (not last)
+
+        def evaluate(_, *__):
+            stages, slopes = [], list(step.slopes)
+            if known < tableau.num_rows:
+                slopes.append(dynamics(t + h, step.ys))
+            for i in rows:
+                row = coefficients(h, tableau.a[i], ys)
+                stages.append(add(ys, combine(row, slopes, ys)))
+                if last or i < rows[-1]:
+                    slopes.append(dynamics(t + tableau.c[i] * h, stages[-1]))
+            return tf.constant(False), stages, slopes[known:]
+
+        zeros = [tf.zeros_like(y) for y in ys]
+        _, stages, slopes = tf.while_loop(
+            lambda pending, *_: pending,
+            evaluate,
+            (wanted, [zeros] * len(rows), [zeros] * count),
+            maximum_iterations=1,
+            name="extension",
+        )
+        return step._replace(
+            stages=[*step.stages, step.ys, *stages],
+            slopes=[*step.slopes, *slopes],
+            evaluations=step.evaluations + tf.where(wanted, count, 0),
+        )
 
 
 @functools.lru_cache(maxsize=256)

@@ -27,14 +27,19 @@ class ButcherTableau:
 
     with h sum_i b_error_i k_i as the estimate of the error. The notation and the order conditions
     are those of Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter II.
+    With a coarser estimate e' besides the first one e, the error is e |e| / sqrt(|e|^2 + 0.01
+    |e'|^2), of a higher order than either (section II.10).
+
     Tableaus are immutable, and equal if their coefficients, orders and names are.
 
     Args:
         name: the method's name.
         order: order of the solution with the weights `b`, from 1 to 10.
         c: the nodes, one for each row.
-        a: the rows of the strictly lower triangle: row i has i entries, row 0 is `()`.
-        b: the weights, one for each row.
+        a: the rows of the strictly lower triangle: row i has i entries, row 0 is `()`. Rows beyond
+            those that have a weight in `b` are for `dense` alone: evaluated in those steps only
+            that have outputs inside.
+        b: the weights, one for each row of a step.
         b_error: `b` minus the weights of the embedded solution. Without it there is no error
             estimate, and the method takes steps of given sizes only.
         embedded_order: order of the embedded solution, by default `order - 1` (but at least 1).
@@ -42,6 +47,8 @@ class ButcherTableau:
             the coefficients of theta, theta^2, ... in b_i, whose sum is b_i. Without it solutions
             inside of a step are cubic Hermite interpolations.
         dense_order: order of the continuous extension, by default `order - 1` (but at least 1).
+        b_coarse: `b` minus the weights of a coarser embedded solution, for the second estimate.
+        coarse_order: its order, by default `embedded_order - 1` (but at least 1).
 
     Coefficients may be integers, floats or fractions; they are kept as floats.
 
@@ -70,6 +77,8 @@ class ButcherTableau:
     embedded_order: int | None = None
     dense: tuple | None = None
     dense_order: int | None = None
+    b_coarse: tuple | None = None
+    coarse_order: int | None = None
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -80,26 +89,28 @@ class ButcherTableau:
             "a": tuple(_as_floats(f"a[{i}]", row) for i, row in enumerate(_as_items("a", self.a))),
             "b": _as_floats("b", self.b),
         }
+        if self.b_coarse is not None and self.b_error is None:
+            raise ValueError(
+                f"`b_coarse` must not be given without `b_error`. Received: {self.b_coarse!r}"
+            )
         if self.b_error is not None:
             values["b_error"] = _as_floats("b_error", self.b_error)
-            if self.embedded_order is None:
-                values["embedded_order"] = max(values["order"] - 1, 1)
-            else:
-                values["embedded_order"] = _as_order("embedded_order", self.embedded_order)
-        elif self.embedded_order is not None:
-            raise ValueError(
-                "`embedded_order` must not be given without `b_error`. "
-                f"Received: {self.embedded_order!r}"
-            )
+        if self.b_coarse is not None:
+            values["b_coarse"] = _as_floats("b_coarse", self.b_coarse)
         if self.dense is not None:
             rows = enumerate(_as_items("dense", self.dense))
             values["dense"] = tuple(_as_floats(f"dense[{i}]", row) for i, row in rows)
-            order = max(values["order"] - 1, 1) if self.dense_order is None else self.dense_order
-            values["dense_order"] = _as_order("dense_order", order)
-        elif self.dense_order is not None:
-            raise ValueError(
-                f"`dense_order` must not be given without `dense`. Received: {self.dense_order!r}"
-            )
+        for name, of, above in (
+            ("embedded_order", "b_error", "order"),
+            ("coarse_order", "b_coarse", "embedded_order"),
+            ("dense_order", "dense", "order"),
+        ):
+            order = getattr(self, name)
+            if of in values:
+                order = max(values[above] - 1, 1) if order is None else order
+                values[name] = _as_order(name, order)
+            elif order is not None:
+                raise ValueError(f"`{name}` must not be given without `{of}`. Received: {order!r}")
         for field, value in values.items():
             object.__setattr__(self, field, value)
         self._check_shapes()
@@ -109,7 +120,8 @@ class ButcherTableau:
             self._check_dense()
 
     def __repr__(self):
-        orders = f"{self.order}({self.embedded_order})" if self.adaptive else f"{self.order}"
+        embedded = [x for x in (self.embedded_order, self.coarse_order) if x is not None]
+        orders = f"{self.order}({','.join(map(str, embedded))})" if embedded else f"{self.order}"
         return f"<ButcherTableau {self.name}: order {orders}, {self.stages} evaluations a step>"
 
     def get_config(self):
@@ -123,8 +135,13 @@ class ButcherTableau:
 
     @property
     def num_rows(self):
-        """Number of rows of the table, a FSAL row included."""
+        """Number of rows of a step, a FSAL row included."""
         return len(self.b)
+
+    @property
+    def extension(self):
+        """Number of further rows, for the continuous extension alone."""
+        return len(self.a) - self.num_rows
 
     @property
     def stages(self):
@@ -138,12 +155,23 @@ class ButcherTableau:
 
     @functools.cached_property
     def fsal(self):
-        """First same as last: whether the last row evaluates the dynamics at the step's end.
+        """First same as last: whether a step's last row evaluates the dynamics at its end.
 
         That evaluation is the first one of the next step, and without a part in this one's
         solution.
         """
-        return self.a[-1] == self.b[:-1] and self.b[-1] == 0 and self.c[-1] == 1
+        last = self.num_rows - 1
+        return self.a[last] == self.b[:-1] and self.b[-1] == 0 and self.c[last] == 1
+
+    @property
+    def error_order(self):
+        """The order of a solution whose error is of the order of the estimate, or None.
+
+        It is the order of the embedded one, unless there are two: e^2 / e' has another.
+        """
+        if self.b_coarse is None:
+            return self.embedded_order
+        return 2 * self.embedded_order - self.coarse_order
 
     @functools.cached_property
     def active_stages(self):
@@ -161,33 +189,46 @@ class ButcherTableau:
 
     @functools.cached_property
     def a_matrix(self):
-        """The coefficients a_ij, a read-only float64 array `(num_rows, num_rows)`."""
-        matrix = np.zeros([self.num_rows, self.num_rows])
+        """The coefficients a_ij, a read-only float64 array; square, for rows of all kinds."""
+        matrix = np.zeros([len(self.a), len(self.a)])
         for i, row in enumerate(self.a):
             matrix[i, :i] = row
         return _read_only(matrix)
 
     @functools.cached_property
     def b_vector(self):
-        """The weights b_i, a read-only float64 array `(num_rows,)`."""
-        return _read_only(np.array(self.b))
+        """The weights b_i, a read-only float64 array; zero for rows of the extension."""
+        return self._weights(self.b)
 
     @functools.cached_property
     def c_vector(self):
-        """The nodes c_i, a read-only float64 array `(num_rows,)`."""
+        """The nodes c_i, a read-only float64 array."""
         return _read_only(np.array(self.c))
 
     @functools.cached_property
     def error_vector(self):
-        """The error weights, a read-only float64 array `(num_rows,)`, or None."""
-        return _read_only(np.array(self.b_error)) if self.adaptive else None
+        """The error weights, a read-only float64 array like `b_vector`, or None."""
+        return self._weights(self.b_error) if self.adaptive else None
 
-    def with_interpolant(self):
+    def _weights(self, b):
+        return _read_only(np.pad(b, [0, self.extension]))
+
+    def with_interpolant(self, own_rows=True):
         """The same method with a continuous extension, and a FSAL row, which that needs.
 
         The row is the next step's first evaluation, so that it costs none. It is made once.
+
+        Args:
+            own_rows: whether there may be rows for the extension alone.
         """
-        return self._with_interpolant
+        return self._with_interpolant if own_rows else self._without_extension._with_interpolant
+
+    @functools.cached_property
+    def _without_extension(self):
+        if not self.extension:
+            return self
+        n = self.num_rows
+        return dataclasses.replace(self, c=self.c[:n], a=self.a[:n], dense=None, dense_order=None)
 
     @functools.cached_property
     def _with_interpolant(self):
@@ -209,10 +250,11 @@ class ButcherTableau:
             a=(*self.a, self.b),
             b=(*self.b, 0.0),
             b_error=(*self.b_error, 0.0) if self.adaptive else None,
+            b_coarse=None if self.b_coarse is None else (*self.b_coarse, 0.0),
         )
 
     def without_error(self):
-        """The same method without its error estimate, and without a FSAL row, which serves it.
+        """The same method without error estimates, and without rows that don't serve its steps.
 
         Steps of given sizes, recomputation and the adjoint use it. It is made once.
         """
@@ -229,11 +271,17 @@ class ButcherTableau:
         s = len(self.b)
         if s == 0:
             raise ValueError("`b` must have an entry for each stage. Received: ()")
-        for field in ("c", "a", "b_error", "dense"):
+        # Without a continuous extension no row is for it alone.
+        rows = s if self.dense is None else max(s, len(self.a))
+        for field, count in (
+            ("c", rows), ("a", rows), ("b_error", s), ("b_coarse", s), ("dense", rows),
+        ):  # fmt: skip
             value = getattr(self, field)
-            if value is not None and len(value) != s:
+            if value is not None and len(value) != count:
+                as_many = "b" if count == s else "a"
                 raise ValueError(
-                    f"`{field}` must have {s} entries, as many as `b`. Received: {value}"
+                    f"`{field}` must have {count} entries, as many as `{as_many}`. "
+                    f"Received: {value}"
                 )
         for i, row in enumerate(self.a):
             if len(row) != i:
@@ -248,14 +296,16 @@ class ButcherTableau:
                 raise ValueError(
                     f"`a[{i}]` must sum to `c[{i}]`. Received: a[{i}]={row}, c[{i}]={node}"
                 )
-        if self.b_error is None:
-            return
-        if not any(self.b_error):
-            raise ValueError(
-                f"`b_error` must not be all zeros, leave it out. Received: {self.b_error}"
-            )
-        if abs(math.fsum(self.b_error)) > TOLERANCE * _magnitude(self.b_error, *self.b):
-            raise ValueError(f"`b_error` must sum to zero. Received: {self.b_error}")
+        for field in ("b_error", "b_coarse"):
+            weights = getattr(self, field)
+            if weights is None:
+                continue
+            if not any(weights):
+                raise ValueError(
+                    f"`{field}` must not be all zeros, leave it out. Received: {weights}"
+                )
+            if abs(math.fsum(weights)) > TOLERANCE * _magnitude(weights, *self.b):
+                raise ValueError(f"`{field}` must sum to zero. Received: {weights}")
 
     def _check_orders(self):
         violation = first_violation(self.a_matrix, self.b_vector, self.order)
@@ -264,16 +314,17 @@ class ButcherTableau:
                 f"The weights `b` are not of order {self.order}: {violation}. Check the "
                 f"coefficients or lower `order`. Received: order={self.order}"
             )
-        if self.b_error is None:
-            return
-        embedded = self.b_vector - self.error_vector
-        violation = first_violation(self.a_matrix, embedded, self.embedded_order)
-        if violation is not None:
-            raise ValueError(
-                f"The embedded weights `b - b_error` are not of order {self.embedded_order}: "
-                f"{violation}. Check the coefficients or lower `embedded_order`. "
-                f"Received: embedded_order={self.embedded_order}"
-            )
+        for field, name in (("b_error", "embedded_order"), ("b_coarse", "coarse_order")):
+            weights, order = getattr(self, field), getattr(self, name)
+            if weights is None:
+                continue
+            embedded = self.b_vector - self._weights(weights)
+            violation = first_violation(self.a_matrix, embedded, order)
+            if violation is not None:
+                raise ValueError(
+                    f"The embedded weights `b - {field}` are not of order {order}: {violation}. "
+                    f"Check the coefficients or lower `{name}`. Received: {name}={order}"
+                )
 
     def _check_dense(self):
         if len({len(row) for row in self.dense}) != 1 or not self.dense[0]:
@@ -281,10 +332,10 @@ class ButcherTableau:
                 "`dense` must have rows of one length, as many coefficients as powers of theta. "
                 f"Received: rows of lengths {[len(row) for row in self.dense]}"
             )
-        for i, (row, weight) in enumerate(zip(self.dense, self.b, strict=True)):
+        for i, (row, weight) in enumerate(zip(self.dense, self.b_vector.tolist(), strict=True)):
             if abs(math.fsum(row) - weight) > TOLERANCE * _magnitude(row, weight):
                 raise ValueError(
-                    f"`dense[{i}]` must sum to `b[{i}]`. "
+                    f"`dense[{i}]` must sum to `b[{i}]`, zero beyond its end. "
                     f"Received: dense[{i}]={row}, b[{i}]={weight}"
                 )
         violation = first_dense_violation(self.a_matrix, np.array(self.dense), self.dense_order)
