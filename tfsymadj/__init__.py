@@ -16,7 +16,7 @@ from tfsymadj.gradients import (
 )
 from tfsymadj.layers import ODELayer
 from tfsymadj.methods import METHODS, ButcherTableau
-from tfsymadj.solution import Occurrence, Solution, Stats, Status
+from tfsymadj.solution import Interpolant, Occurrence, Solution, Stats, Status
 from tfsymadj.solve import odeint, solve
 from tfsymadj.steps import ConstantSteps, Controller, PIController, Proposal
 
@@ -31,6 +31,7 @@ __all__ = [
     "Controller",
     "Event",
     "Gradient",
+    "Interpolant",
     "NoGradient",
     "ODELayer",
     "Occurrence",

@@ -46,6 +46,7 @@ class SolverOptions(TypedDict, total=False):
     outputs: str
     jumps: Any
     event: Event | list[Event] | tuple[Event, ...] | None
+    dense: bool
     gradient: str | Gradient
     autonomous: bool | None
     on_failure: str
@@ -85,6 +86,9 @@ class Options(Configured):
             which one it was, when, and the state, differentiable and of the method's order; if
             none was terminal, it tells of the first one. Several roots within an eighth of a step
             may go unnoticed: `max_step`.
+        dense: whether `Solution.interpolant` is wanted, the solution at any time, by the method's
+            continuous extension, from which the outputs come then. It holds the states and the s
+            slopes of all steps: `max_steps` (s + 1) states.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
@@ -109,6 +113,7 @@ class Options(Configured):
     outputs: str = "step"
     jumps: Any = None
     event: Any = None
+    dense: bool = False
     gradient: Any = "symplectic_adjoint"
     autonomous: bool | None = None
     on_failure: str = "raise"
@@ -122,6 +127,7 @@ class Options(Configured):
         if self.outputs not in _OUTPUTS:
             raise ValueError(f"`outputs` must be one of {_OUTPUTS}. Received: {self.outputs!r}")
         events = self._events()
+        self._check_dense()
         method = get_method(self.method).without_interpolant()
         controller = self._controller_for(method)
         if self.max_step is not None and not controller.adaptive:
@@ -135,7 +141,7 @@ class Options(Configured):
             self,
             "_solver",
             Solver(
-                method=_in_use(method, controller, events),
+                method=_in_use(method, controller, events, self.dense),
                 controller=controller,
                 first_step=_as_positive("first_step", self.first_step),
                 min_step=_as_positive("min_step", self.min_step) or 0.0,
@@ -145,6 +151,7 @@ class Options(Configured):
                 interpolates=False,
                 every_step=self.outputs == "steps",
                 events=events,
+                dense=self.dense,
             ),
         )
 
@@ -200,6 +207,15 @@ class Options(Configured):
         except ValueError:
             return False
         return method.dense_order >= method.order - 1
+
+    def _check_dense(self):
+        if not isinstance(self.dense, bool):
+            raise TypeError(f"`dense` must be True or False. Received: {self.dense!r}")
+        if self.dense and (self.event is not None or self.outputs == "steps"):
+            raise ValueError(
+                "`dense` can't be given together with `event` or `outputs='steps'`. "
+                f"Received: event={self.event!r}, outputs={self.outputs!r}"
+            )
 
     def _events(self):
         events = self.event
@@ -260,6 +276,7 @@ class Solver:
     interpolates: bool
     every_step: bool
     events: tuple
+    dense: bool
 
     def at_precision(self, ys: list) -> "Solver":
         """The solver for a state; with a warning where `rtol` is below its precision."""
@@ -314,14 +331,16 @@ class Solver:
         others = {k: v for k, v in vars(self.controller).items() if k not in self._inputs}
         return (
             self.method, self.first_step is None, self.max_step is None, self.max_steps,
-            self.gradient, self.interpolates, self.every_step,
+            self.gradient, self.interpolates, self.every_step, self.dense,
             tuple([(event.direction, event.terminal) for event in self.events]),
             type(self.controller), Contents(others).key,
         )  # fmt: skip
 
 
-def _in_use(method, controller, events):
+def _in_use(method, controller, events, dense):
     """The method as the solve needs it."""
+    if dense:
+        return method.with_interpolant()
     if events:
         return method.with_interpolant(own_rows=False)
     return method if controller.adaptive else method.without_error()

@@ -46,12 +46,12 @@ MESSAGES = {
         "their weights and `args` at this time."
     ),
     Status.TIMES_NOT_MONOTONIC: (
-        "The entries of `t` must be finite and strictly increasing or strictly decreasing, and those "
-        "of `jumps` finite."
+        "The entries of `t` must be finite and strictly increasing or strictly decreasing, and "
+        "those of `jumps` finite."
     ),
     Status.NON_FINITE_EVENT: (
-        "The function of an `Event` returned NaN. Make it finite wherever the solution may come, and "
-        "a little beyond."
+        "The function of an `Event` returned NaN. Make it finite wherever the solution may come, "
+        "and a little beyond."
     ),
 }
 
@@ -90,6 +90,61 @@ class Occurrence(NamedTuple):
     y: Any
 
 
+class Interpolant(NamedTuple):
+    """The solution at any time between the first and the last entry of `t`; callable.
+
+    It holds the states and slopes of all steps, of as many as the solve might have tried.
+
+    Attributes:
+        t: times before the steps, float64; the time after the last one is repeated.
+        y: the states then: the nest of `y0`, each tensor with a further first axis.
+        slopes: the dynamics at the stages of the steps: likewise, with a second axis of stages.
+        table: coefficients of theta, theta^2, ... for each stage.
+    """
+
+    t: tf.Tensor
+    y: Any
+    slopes: Any
+    table: tf.Tensor
+
+    def __call__(self, times: Any) -> Any:
+        """The states at some times, differentiable for these as for all that the solve was.
+
+        Args:
+            times: tensor of any shape; outside of the solve the states are NaN.
+
+        Returns:
+            The nest of `y0`, each tensor with the axes of `times` before its own.
+        """
+        times = tf.cast(tf.convert_to_tensor(times), tf.float64)
+        shape, at = tf.shape(times), tf.reshape(times, [-1])
+        direction = tf.sign(self.t[-1] - self.t[0])
+        ahead, known = tf.stop_gradient(at) * direction, tf.stop_gradient(self.t) * direction
+        n = tf.maximum(tf.searchsorted(known, ahead) - 1, 0)
+        outside = tf.logical_not(tf.logical_and(ahead >= known[0], ahead <= known[-1]))
+        start = tf.gather(self.t, n)
+        h = tf.gather(self.t, tf.minimum(n + 1, tf.size(self.t) - 1)) - start
+        # Where nothing is to be evaluated nothing may become NaN but the value.
+        proper = tf.logical_and(tf.not_equal(h, 0.0), tf.logical_not(outside))
+        theta = tf.where(proper, at - start, 0.0) / tf.where(proper, h, 1.0)
+        powers = [theta]
+        for _ in range(self.table.shape[1] - 1):
+            powers.append(powers[-1] * theta)
+        weights = h[:, tf.newaxis] * tf.matmul(tf.stack(powers, 1), self.table, transpose_b=True)
+        lost = tf.sqrt(tf.where(outside, -1.0, 0.0))  # no constant that is NaN
+
+        def states(y, slopes):
+            rows = tf.gather(slopes, n)
+            flat = tf.reshape(rows, [tf.shape(rows)[0], tf.shape(rows)[1], -1])
+            moved = tf.einsum("qs,qsx->qx", tf.cast(weights, y.dtype), flat)
+            moved += tf.cast(lost, y.dtype)[:, tf.newaxis]
+            values = tf.gather(y, n) + tf.reshape(moved, tf.shape(tf.gather(y, n)))
+            values = tf.reshape(values, tf.concat([shape, tf.shape(y)[1:]], 0))
+            return tf.ensure_shape(values, [*times.shape, *y.shape[1:]])
+
+        return tf.nest.map_structure(states, self.y, self.slopes)
+
+
 class Solution(NamedTuple):
     """The solution of an initial value problem.
 
@@ -99,6 +154,7 @@ class Solution(NamedTuple):
         status: int32 scalar, a value of `Status`.
         stats: `Stats`.
         event: `Occurrence`; `()`, which holds no tensors, without an `event` to look for.
+        interpolant: `Interpolant`; `()` unless `dense`.
         success: whether the solve reached the last time, a boolean scalar.
     """
 
@@ -107,6 +163,7 @@ class Solution(NamedTuple):
     status: tf.Tensor
     stats: Stats
     event: Occurrence | tuple[()] = ()
+    interpolant: Interpolant | tuple[()] = ()
 
     @property
     def success(self) -> tf.Tensor:

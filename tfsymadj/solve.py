@@ -20,11 +20,14 @@ from tfsymadj.loop.intervals import with_jumps
 from tfsymadj.loop.problem import Problem
 from tfsymadj.loop.watch import Watch
 from tfsymadj.options import Options, Solver, SolverOptions, documented, with_options
-from tfsymadj.solution import MESSAGES, Solution, Status
+from tfsymadj.solution import MESSAGES, Interpolant, Solution, Status
 from tfsymadj.warning import warn
 
 #: Days of work, and gigabytes for their times alone: more equal steps are a mistake.
 _MOST_STEPS = 10**8
+
+#: Largest set of states that `dense` may hold, in bytes.
+_LARGEST_BUFFER = 4 * 2**30
 
 
 @documented
@@ -144,9 +147,9 @@ def check(dynamics, t, options: Options):
     """Checks the arguments that a layer or a bijector is made with."""
     _check_callable(dynamics)
     options.solver(_as_times(t)[0])
-    if options.event is not None:
+    if options.event is not None or options.dense:
         raise ValueError(
-            "`event` is for `solve`: a layer or a flow returns nothing but states. "
+            "`event` and `dense` are for `solve`: a layer or a flow returns nothing but states. "
             f"Received: {options!r}"
         )
     if options.outputs == "steps":
@@ -217,14 +220,20 @@ def _solve(
         max_step=solver.max_step,
         every_step=solver.every_step,
         switches=switches,
-        valid=None if jumps is None else _valid(times, jumps),
+        valid=_valid(times, jumps) if solver.dense or jumps is not None else None,
         watch=watch,
+        dense=solver.dense,
     )
-    outcome, event = solver.gradient.solve(problem), ()
+    _check_size(problem)
+    outcome, event, interpolant = solver.gradient.solve(problem), (), ()
     if watch is not None:
         outcome, event = with_event(problem, outcome, solver.gradient)
         event = event._replace(y=_as_given(event.y, state))
-    if positions is not None and not solver.every_step:
+    if solver.dense:
+        interpolant = _interpolant(outcome, state, solver.method)
+        ys = tf.nest.flatten(interpolant(times))
+        outcome = outcome._replace(ys=ys, times=None)
+    elif positions is not None and not solver.every_step:
         outcome = outcome._replace(ys=[tf.gather(y, positions) for y in outcome.ys])
     solution = Solution(
         t=times if outcome.times is None else outcome.times,
@@ -232,6 +241,7 @@ def _solve(
         status=outcome.status,
         stats=outcome.stats,
         event=event,
+        interpolant=interpolant,
     )
     return solution, outcome.time
 
@@ -240,6 +250,29 @@ def _as_given(ys, state):
     """States in the nest and the dtypes of the initial one."""
     ys = tf.nest.pack_sequence_as(state, ys)
     return tf.nest.map_structure(lambda y, y0: tf.cast(y, y0.dtype), ys, state)
+
+
+def _interpolant(outcome, state, method):
+    """The `Interpolant` of a dense solve, from the states, slopes and times of its steps."""
+    *rows, t = outcome.ys
+    count = len(rows) // 2
+    y, slopes = (tf.nest.pack_sequence_as(state, x) for x in (rows[:count], rows[count:]))
+    return Interpolant(t, y, slopes, tf.constant(method.dense))
+
+
+def _check_size(problem):
+    """Refuses buffers that no one meant to ask for."""
+    sizes = [y.shape.num_elements() for y in problem.ys]
+    if not problem.dense or None in sizes or problem.static_max_steps is None:
+        return
+    rows = (problem.max_steps + 1) * (problem.method.dense.shape[0] + 1)
+    size = rows * sum(n * y.dtype.size for n, y in zip(sizes, problem.ys))
+    if size > _LARGEST_BUFFER:
+        raise ValueError(
+            f"`dense` holds {rows:,} states here, {size / 2**30:.1f} GiB, more than the "
+            f"{_LARGEST_BUFFER / 2**30:.0f} GiB allowed. Use a smaller `max_steps`, or `outputs`. "
+            f"Received: max_steps={problem.max_steps}"
+        )
 
 
 def _watch(functions, event_args, state, ys, solver, caller):
@@ -395,7 +428,10 @@ def _time_dtype(state):
 
 
 def _valid(times, jumps):
-    return tf.logical_and(monotonic(times), tf.reduce_all(tf.math.is_finite(jumps)))
+    fine = monotonic(times)
+    if jumps is None:
+        return fine
+    return tf.logical_and(fine, tf.reduce_all(tf.math.is_finite(jumps)))
 
 
 def _refuse_vectorizing(controller, inputs):

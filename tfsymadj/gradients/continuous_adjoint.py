@@ -103,6 +103,11 @@ class ContinuousAdjoint(Recomputing):
                 "`outputs='steps'` has no continuous adjoint: the steps are no part of the problem "
                 f"that it differentiates. Use another `gradient`. Received: {self!r}"
             )
+        if problem.dense:
+            raise ValueError(
+                "`dense` has no continuous adjoint: the steps are no part of the problem that it "
+                f"differentiates. Use another `gradient`. Received: {self!r}"
+            )
         if problem.watch is not None:
             raise ValueError(
                 "`event` has no continuous adjoint here. Use another `gradient`. "

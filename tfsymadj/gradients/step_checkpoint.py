@@ -34,4 +34,4 @@ class StepCheckpoint(Recomputing):
         if method.extends:
             further = method.stages - each.stages
             return planned + further * extended_steps(problem, outcome, accepted)
-        return planned if problem.between is None else planned + 1
+        return planned if not problem.interpolates else planned + 1

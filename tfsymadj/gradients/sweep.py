@@ -7,7 +7,6 @@ import tensorflow as tf
 from tfsymadj.arithmetic import accumulator, add, add_terms, after, compensated_sum, inner
 from tfsymadj.checkpoints.store import RingOfStages, StageLists
 from tfsymadj.dynamics.closing import Sources
-from tfsymadj.loop.outputs import outputs_of
 
 
 class _Adjoint(NamedTuple):
@@ -34,20 +33,21 @@ class Sweep:
         self._live = [problem.ys[i] for i in problem.dynamics.live]
         # The FSAL row and the error estimate are of no use to the derivative.
         self._method = problem.method.without_error()
-        self._outputs = outputs_of(problem)
+        self._outputs = problem.outputs()
         self._intervals = problem.intervals
         self._recording = recording
         record = outcome.record
         self._grid, self._kept = record.grid, record.kept
         self._accepted = outcome.stats.num_accepted
-        count = len(problem.ys)
+        count = len(outcome.ys)
         self._cotangents, self._of_mark = cotangents[:count], cotangents[count:]
         self._mark = outcome.mark
-        self._rates = None  # gradients for the times of outputs inside of steps
+        self._within = None  # what is inside of steps
         if self._outputs.interpolates:
             self._end, self._end_time = record.end, record.time
-            self._rates = self._outputs.rates(self._cotangents, record.rates)
-            self._spans = self._outputs.spans(self._grid.t, self._accepted)
+            self._within = self._outputs.within(
+                self._grid, self._accepted, self._cotangents, record.rates
+            )
 
     def run(self):
         """The gradients, `Sources`."""
@@ -77,8 +77,18 @@ class Sweep:
             self._with_mark(0, [a + g[0] for a, g in zip(totals.ys, self._cotangents)]),
             in_dtype_of(dynamics.captured, totals.captured),
             in_dtype_of(dynamics.variables, totals.variables),
-            [*totals.times, self._rates][: len(problem.times)],
+            self._times(totals) if problem.with_time else [],
         )
+
+    def _times(self, totals):
+        """The gradients for the times of all kinds."""
+        (stops,) = totals.times
+        if self._within is None:
+            return [stops]
+        if self._within.last_time is not None:
+            last = self._problem.num_stops - 1
+            stops += self._within.last_time * tf.one_hot(last, last + 1, dtype=tf.float64)
+        return [stops, *self._within.rates]
 
     def _segments(self, steps, state):
         """The adjoint over the first `steps`, segment by segment: recompute the stages, then it."""
@@ -159,9 +169,8 @@ class Sweep:
         return step
 
     def _wanted(self, n):
-        """Whether there are outputs inside of step n."""
-        begins, ends = self._spans
-        return begins[n] < ends[n]
+        """Whether step n has to have the rows of the continuous extension."""
+        return self._within.wanted(n)
 
     def _advance(self, begin, end, ys):
         """The state before the step `end`, from the one before the step `begin`."""
@@ -258,12 +267,7 @@ class Sweep:
 
     def _inside(self, n):
         """`StepCotangents` of step n; of none for n = -1."""
-        k = tf.maximum(n, 0)
-        begin, end = (x[k] for x in self._spans)
-        end = tf.where(n < 0, begin, end)
-        return self._outputs.cotangents_of(
-            self._grid.t[k], self._grid.h[k], begin, end, self._cotangents, self._rates
-        )
+        return self._within.of_step(n)
 
     def _with_mark(self, n, adjoints):
         """The adjoint before step n, with the cotangent of the mark if that is where it is."""
@@ -338,10 +342,9 @@ def _segment_bound(problem, recording):
 
 
 def extended_steps(problem, outcome, steps):
-    """How many of the first `steps` steps have outputs inside, int32."""
-    begins, ends = outputs_of(problem).spans(outcome.record.grid.t, outcome.stats.num_accepted)
-    inside = tf.logical_and(begins < ends, tf.range(tf.size(begins)) < steps)
-    return tf.reduce_sum(tf.cast(inside, tf.int32))
+    """How many of the first `steps` steps need the rows of the continuous extension, int32."""
+    accepted = outcome.stats.num_accepted
+    return problem.outputs().num_extended(outcome.record.grid, accepted, steps)
 
 
 class TapeSweep(Sweep):

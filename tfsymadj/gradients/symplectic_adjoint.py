@@ -106,7 +106,7 @@ class SymplecticAdjoint(Recomputing):
             further = method.stages - each.stages
             planned += further * extended_steps(problem, outcome, accepted)
             planned += (further - 1) * extended_steps(problem, outcome, again)
-        elif problem.between is not None:  # all stages may count, and the last step's end
+        elif problem.interpolates:  # all stages may count, and the last step's end
             planned += accepted * (method.stages - method.adjoint_evaluations) + 1
         return planned
 

@@ -9,7 +9,7 @@ from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.checkpoints.store import Kept, Store
 from tfsymadj.loop import grid
 from tfsymadj.loop.failures import finite, first_failure, is_success, monotonic
-from tfsymadj.loop.outputs import Reached, Taken, outputs_of
+from tfsymadj.loop.outputs import Reached, Taken
 from tfsymadj.loop.problem import Outcome, Problem, Record
 from tfsymadj.loop.watch import Lookout, Mark
 from tfsymadj.solution import Stats, Status
@@ -80,7 +80,7 @@ class _Loop:
         self._intervals = problem.intervals
         # Else it is a matter of the attempts.
         self._counts = problem.method.evaluations is None or problem.switches is not None
-        self._outputs = outputs_of(problem, problem.with_time and recording is not None)
+        self._outputs = problem.outputs(problem.with_time and recording is not None)
         self._lookout = None
         if problem.watch is not None:
             self._lookout = Lookout(problem.watch, problem.stops, problem.method)

@@ -342,6 +342,23 @@ class InterpolatedOutputs:
         ends = tf.where(number < accepted - 1, tf.roll(begins, -1, 0), last)
         return begins, tf.where(number < accepted, ends, begins)
 
+    def within(self, grid, accepted, cotangents, rates):
+        """What is inside of steps, for a backward pass.
+
+        Args:
+            grid: `Grid`.
+            accepted: the number of steps.
+            cotangents: list of tensors.
+            rates: the derivatives of the solution at the outputs.
+        """
+        return _Within(self, grid, accepted, cotangents, self.rates(cotangents, rates))
+
+    def num_extended(self, grid, accepted, steps):
+        """How many of the first `steps` steps have outputs inside, int32."""
+        begins, ends = self.spans(grid.t, accepted)
+        inside = tf.logical_and(begins < ends, tf.range(tf.size(begins)) < steps)
+        return tf.reduce_sum(tf.cast(inside, tf.int32))
+
     def cotangents_of(self, t, h, begin, end, cotangents, rates):
         """`StepCotangents` of the outputs from `begin` to before `end`, which lie in one step.
 
@@ -393,15 +410,31 @@ class InterpolatedOutputs:
         return found
 
 
-def outputs_of(problem, with_rates=False):
-    """How a problem's outputs are made.
+class _Within:
+    """The cotangents of `InterpolatedOutputs`, step by step."""
 
-    Args:
-        problem: `Problem`.
-        with_rates: see `InterpolatedOutputs`.
-    """
-    if problem.every_step:
-        return StepOutputs(problem.max_steps, problem.stops[0])
-    if problem.between is None:
-        return StopOutputs(problem.num_stops)
-    return InterpolatedOutputs(problem.method, problem.between, problem.ys, with_rates)
+    last_time = None
+
+    def __init__(self, outputs, grid, accepted, cotangents, rates):
+        self._outputs, self._grid, self._cotangents = outputs, grid, cotangents
+        self._spans = outputs.spans(grid.t, accepted)
+        self._rates = rates
+
+    @property
+    def rates(self):
+        """Gradients for the times of outputs inside of steps, a list of one vector."""
+        return [self._rates]
+
+    def wanted(self, n):
+        """Whether there is something inside of step n."""
+        begins, ends = self._spans
+        return begins[n] < ends[n]
+
+    def of_step(self, n):
+        """`StepCotangents` of step n; of none for n = -1."""
+        k = tf.maximum(n, 0)
+        begin, end = (x[k] for x in self._spans)
+        end = tf.where(n < 0, begin, end)
+        return self._outputs.cotangents_of(
+            self._grid.t[k], self._grid.h[k], begin, end, self._cotangents, self._rates
+        )

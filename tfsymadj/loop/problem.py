@@ -7,8 +7,10 @@ import tensorflow as tf
 
 from tfsymadj.checkpoints.store import Kept
 from tfsymadj.dynamics.closing import ClosedDynamics
+from tfsymadj.loop.dense import DenseOutputs
 from tfsymadj.loop.grid import Grid
 from tfsymadj.loop.intervals import Intervals, Switches
+from tfsymadj.loop.outputs import InterpolatedOutputs, StepOutputs, StopOutputs
 from tfsymadj.loop.watch import Mark, Watch
 from tfsymadj.methods.method import Method
 from tfsymadj.solution import Stats
@@ -39,6 +41,7 @@ class Problem:
         switches: which of the stops are jumps of the dynamics; None: none of them.
         valid: whether the times are such as they have to be; None: as far as `output_times` tell.
         watch: functions whose roots are looked for.
+        dense: whether the outputs are the states and slopes of all steps.
     """
 
     dynamics: ClosedDynamics
@@ -57,6 +60,7 @@ class Problem:
     switches: Switches | None = None
     valid: tf.Tensor | None = None
     watch: Watch | None = None
+    dense: bool = False
 
     @property
     def num_stops(self) -> Any:
@@ -82,6 +86,25 @@ class Problem:
     def output_times(self) -> tf.Tensor:
         """The times of the outputs."""
         return self.all_times[-1]
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether something depends on what is inside of steps."""
+        return self.between is not None or self.dense
+
+    def outputs(self, with_rates: bool = False) -> StopOutputs | StepOutputs | InterpolatedOutputs:
+        """How the outputs are made.
+
+        Args:
+            with_rates: see `InterpolatedOutputs`.
+        """
+        if self.dense:
+            return DenseOutputs(self.method, self.max_steps, self.stops[0])
+        if self.every_step:
+            return StepOutputs(self.max_steps, self.stops[0])
+        if self.between is None:
+            return StopOutputs(self.num_stops)
+        return InterpolatedOutputs(self.method, self.between, self.ys, with_rates)
 
     @property
     def intervals(self) -> Intervals:
