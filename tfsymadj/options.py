@@ -110,7 +110,7 @@ class Options(Configured):
     min_step: float | None = None
     max_step: float | None = None
     max_steps: int = 4096
-    outputs: str = "step"
+    outputs: str = "auto"
     jumps: Any = None
     event: Any = None
     dense: bool = False

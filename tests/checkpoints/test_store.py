@@ -87,5 +87,5 @@ def test_lists_of_the_stages_of_a_segment(stride):
 
 def test_steps_that_are_recomputed():
     recording = Recording(stride=4, rows=3, ring=4)
-    assert [int(recording.num_recomputed(n)) for n in (0, 3, 4, 5, 12)] == [0, 0, 0, 1, 8]
+    assert [int(recording.num_recomputed(n, n)) for n in (0, 3, 4, 5, 12)] == [0, 0, 0, 1, 8]
     assert recording.num_advanced(12) == 0

@@ -60,6 +60,11 @@ class Recording:
         """How many steps `restore` will advance in all, int32."""
         return 0
 
-    def num_recomputed(self, num_accepted):
-        """How many steps have to be recomputed once because their stage values are not kept."""
-        return tf.maximum(num_accepted - self.ring, 0)
+    def num_recomputed(self, num_accepted, num_written):
+        """How many steps have to be recomputed once because their stage values are not kept.
+
+        Args:
+            num_accepted: the number of steps.
+            num_written: how many there would be if the last attempt were one.
+        """
+        return tf.minimum(tf.maximum(num_written - self.ring, 0), num_accepted)

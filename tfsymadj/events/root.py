@@ -43,7 +43,8 @@ def with_event(problem, outcome, gradient):
     t, index, slope = _on_extension(last, problem, mark)
     t, ys, smooth = _corrected(last, watch, t, index, slope)
     part = None if problem.between is None else last.outputs(t)
-    t, *ys = _without_derivative(tf.logical_not(smooth), [t, *ys])
+    jumps = tf.logical_and(mark.found, tf.logical_not(smooth))
+    t, *ys = _without_derivative(jumps, [t, *ys])
     lost = tf.logical_not(tf.logical_and(mark.found, is_success(outcome.status)))
     occurrence = Occurrence(
         index=tf.where(lost, -1, index),
@@ -209,10 +210,14 @@ def _on_extension(last, problem, mark):
 
 
 def _slope(values, count, root, h, index):
-    """Of a function along the extension, by a difference."""
-    near = tf.stack([root - 1e-4 * h, root + 1e-4 * h])
-    before, after = (values(tf.fill([count], t)) for t in tf.unstack(near))
-    return (after - before)[index] / (near[1] - near[0])
+    """Of a function along the extension, by a difference; zero where the function jumps."""
+    slopes = []
+    for distance in (1e-2, 1e-3):
+        before, after = (values(tf.fill([count], root + d * h)) for d in (-distance, distance))
+        slopes.append((after - before)[index] / (2.0 * distance * h))
+    wide, narrow = slopes
+    agree = tf.abs(narrow - wide) <= 0.5 * tf.abs(narrow)
+    return tf.where(agree, narrow, tf.zeros_like(narrow))
 
 
 def _without_derivative(condition, xs):

@@ -38,7 +38,7 @@ class Sweep:
         self._recording = recording
         record = outcome.record
         self._grid, self._kept = record.grid, record.kept
-        self._accepted = outcome.stats.num_accepted
+        self._accepted, self._written = outcome.stats.num_accepted, outcome.num_written
         count = len(outcome.ys)
         self._cotangents, self._of_mark = cotangents[:count], cotangents[count:]
         self._mark = outcome.mark
@@ -62,7 +62,7 @@ class Sweep:
         )
         if self._outputs.interpolates and not self._method.extends:
             state = self._from_the_end(state)
-        first = self._recording.num_recomputed(self._accepted)
+        first = self._recording.num_recomputed(self._accepted, self._written)
         if self._recording.keeps_stages:
             stages = RingOfStages(self._recording.ring)
             state = self._adjoint_steps(first, self._accepted, stages, self._kept.stages, state)
@@ -125,7 +125,7 @@ class Sweep:
                 state = self._adjoint_steps(begin, last, stages, rows, state)
             return q - 1, held, rows, state
 
-        total = -(-self._accepted // stride)
+        total = -(-self._written // stride)
         _, _, _, state = tf.while_loop(
             lambda q, held, rows, state: q >= 0,
             body,

@@ -99,7 +99,8 @@ class SymplecticAdjoint(Recomputing):
 
     def backward_evaluations(self, problem, recording, outcome):
         method, accepted = problem.method.without_error(), outcome.stats.num_accepted
-        again, advanced = recording.num_recomputed(accepted), recording.num_advanced(accepted)
+        again = recording.num_recomputed(accepted, outcome.num_written)
+        advanced = recording.num_advanced(accepted)
         each = method.without_interpolant()
         planned = accepted * each.adjoint_evaluations + (again + advanced) * each.evaluations
         if method.extends:  # the further rows and the last slope, but for the last one's value

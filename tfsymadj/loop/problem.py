@@ -157,6 +157,16 @@ class Outcome(NamedTuple):
     mark: Mark | None = None
 
     @property
+    def num_written(self) -> tf.Tensor:
+        """The number of steps, with the attempt that an event was found in and that was not taken:
+        its stage values are where those of an earlier step may have been.
+        """
+        accepted = self.stats.num_accepted
+        if self.mark is None:
+            return accepted
+        return accepted + tf.cast(self.mark.stopped, tf.int32)
+
+    @property
     def states(self) -> list:
         """All that a gradient method has to differentiate: `ys`, and the state of the mark."""
         return [*self.ys, *(self.mark.ys if self.mark is not None else ())]
