@@ -403,6 +403,18 @@ def test_largest_step(sign, mode):
     assert len(bounded) == 41 + (bounded[0] < 0.05 * (1.0 - 1e-6))
 
 
+@pytest.mark.parametrize("outputs", ["step", "steps"])
+@pytest.mark.parametrize("start", [0.0, 1e9])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_largest_step_between_outputs_as_far_apart(sign, start, outputs):
+    """By rounding 0.4 - 0.3 is more than 0.1, and 0.3 + 0.1 is 0.4 all the same."""
+    times = sign * (start + np.arange(11) / 10)
+    options = dict(rtol=1e-2, atol=1e-2, max_step=0.1, first_step=0.1, max_steps=20)
+    solution = pendulum_at(times, outputs=outputs, **options)
+    assert int(solution.stats.num_steps) == 10
+    np.testing.assert_array_equal(solution.t[:11], times)
+
+
 def test_gradient_with_a_largest_step():
     problem, options = mlp(), dict(rtol=1e-2, max_step=0.1, max_steps=64)
     actual = gradients(problem, SymplecticAdjoint(), "graph", **options)

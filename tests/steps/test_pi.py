@@ -89,3 +89,14 @@ def test_splitting_the_state_leaves_the_steps():
     joined = np.concatenate([b.y["a"], b.y["b"][0]], 1)
     # The same steps but for the rounding of the norm.
     np.testing.assert_allclose(joined, a.y, rtol=1e-12)
+
+
+def test_a_step_that_rounding_ends_at_an_output_time():
+    """Of 1e9 + 0.1 the distance is more than 0.1; a step of 0.1 ends there all the same."""
+    times = tf.constant([1e9, 1e9 + 0.1], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(times)
+        y = tfsymadj.odeint(lambda t, y: -y, tf.constant(1.0, tf.float64), times, first_step=0.1)[
+            -1
+        ]
+    np.testing.assert_allclose(tape.gradient(y, times), [y, -y], rtol=1e-6)

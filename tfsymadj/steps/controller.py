@@ -13,6 +13,9 @@ import tensorflow as tf
 from tfsymadj.config import Configured
 from tfsymadj.methods.method import Method
 
+#: A step may be longer by this factor: a remainder of rounding errors is not worth one of its own.
+REMAINDER = 1.0 + 1e-10
+
 
 class Proposal(NamedTuple):
     """The next step inside of an output interval from `start` to `end`.
@@ -34,8 +37,11 @@ class Proposal(NamedTuple):
 
     def at_most(self, t: tf.Tensor, max_step: tf.Tensor) -> "Proposal":
         """The proposal from time `t`, cut to a size that it must not exceed."""
-        long = tf.abs(self.step) > max_step
-        step = tf.where(long, tf.sign(self.step) * max_step, self.step)
+        cut = tf.sign(self.step) * max_step
+        long = tf.abs(self.step) > max_step * REMAINDER
+        # Where rounding leads to the same end, no step would be left to end there.
+        long = tf.logical_and(long, tf.not_equal(t + cut, self.end))
+        step = tf.where(long, cut, self.step)
         return Proposal(
             step,
             tf.where(long, t + step, self.end),

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsymadj.config import is_real
-from tfsymadj.steps.controller import Controller, Proposal
+from tfsymadj.steps.controller import REMAINDER, Controller, Proposal
 from tfsymadj.steps.tolerance import TINY, holds_zero, scaled_norm
 
 
@@ -137,10 +137,10 @@ class PIController(Controller):
 
     def propose(self, state, t, start, end):
         remaining = tf.abs(end - t)
-        # A remainder of rounding errors is not worth a step of its own.
-        hits_end = state.step * (1.0 + 1e-10) >= remaining
-        direction = tf.sign(end - start)
-        step = tf.where(hits_end, end - t, tf.stop_gradient(direction * state.step))
+        own = tf.stop_gradient(tf.sign(end - start) * state.step)
+        hits_end = state.step * REMAINDER >= remaining
+        hits_end = tf.logical_or(hits_end, tf.equal(t + own, end))  # by rounding
+        step = tf.where(hits_end, end - t, own)
         one, zero = tf.ones([], tf.float64), tf.zeros([], tf.float64)
         return Proposal(
             step, tf.where(hits_end, end, t + step), hits_end, zero, tf.where(hits_end, one, zero)
