@@ -23,7 +23,7 @@ BUDGET = 0.25  # seconds of measuring in a round
 SLOW = 1.0  # seconds of a gradient that is measured in the first round only
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """A way to compute the gradient.
 
@@ -132,16 +132,21 @@ def table(title, cells, cases, counts):
 def plot(found, cases, counts, caption, path):
     plt = common.pyplot()
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    ends = {}
     for case in cases:
         ms = [1e3 * statistics.median(found[case.name, n]["seconds"]) for n in counts]
-        axis.loglog(counts, ms, linewidth=1.8, markersize=6, label=case.name, **case.style)
+        axis.loglog(counts, ms, linewidth=1.8, markersize=6, **case.style)
+        ends[case] = ms[-1]
+    lowest = 0.0
+    for case, end in sorted(ends.items(), key=lambda item: item[1]):
+        lowest = max(end, 1.4 * lowest)  # labels beside each other's
         axis.annotate(
-            case.name, (counts[-1], ms[-1]), (9, 0), textcoords="offset points", va="center",
+            case.name, (counts[-1], lowest), (9, 0), textcoords="offset points", va="center",
             fontsize=9, color=case.style["color"],
         )  # fmt: skip
     axis.set(xlabel="outputs", ylabel="time of a gradient (ms)")
     axis.set_xticks(counts, [f"{n:,}" for n in counts])
-    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter("{x:,g}")
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
