@@ -67,6 +67,7 @@ $(PEERS)/%/.stamp: benchmarks/peers/requirements-%.txt
 
 benchmark-peers: venv $(PEERS)/jax/.stamp $(PEERS)/torch/.stamp  ## Compare with diffrax, torchdiffeq and TFP.
 	$(BIN)/python benchmarks/compare_peers.py --output docs
+	$(BIN)/python benchmarks/outputs.py --output docs
 
 clean:  ## Remove the environment, caches and outputs.
 	rm -rf $(VENV) $(OLDEST) $(PEERS) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis

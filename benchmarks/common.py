@@ -175,6 +175,32 @@ def parser(documentation, figure=True):
     return parser
 
 
+def peer_environment():
+    """Environment variables of the processes that are compared with each other."""
+    cores = str(len(os.sched_getaffinity(0)))
+    # Threads of PyTorch that wait actively make it many times slower if anything else runs.
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    return environment | {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": cores}
+
+
+def add_peers(parser):
+    """The options that name the interpreters of the other packages."""
+    for peer in ("jax", "torch"):
+        python = f".peers/{peer}/bin/python"
+        parser.add_argument(f"--{peer}-python", default=python, help=f"default: {python}")
+
+
+def peer_pythons(arguments):
+    """Framework -> interpreter."""
+    return dict(tensorflow=sys.executable, jax=arguments.jax_python, torch=arguments.torch_python)
+
+
+def check_peer(python):
+    """Exits if there is no such interpreter."""
+    if not pathlib.Path(python).exists():
+        sys.exit(f"There is no {python}: run `make benchmark-peers`.")
+
+
 def machine():
     """What the numbers depend on, in one line."""
     cpu = platform.processor() or platform.machine()

@@ -9,7 +9,6 @@
 import dataclasses
 import fnmatch
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -108,10 +107,7 @@ class Work:
 
 def run(case, work, pythons, options):
     """The line of one process as a dict, which has nothing but `error` if it failed."""
-    cores = str(len(os.sched_getaffinity(0)))
-    # Threads of PyTorch that wait actively make it many times slower if anything else runs.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    environment |= {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": cores}
+    environment = common.peer_environment()
     if "--memory" in options:
         # TensorFlow's usual allocator never returns what it holds, and a gradient after the first
         # would not grow the process at all.
@@ -283,9 +279,7 @@ def parse():
     parser.add_argument(
         "--max-steps", type=int, nargs="+", default=[64], help="of adaptive solves (default: 64)"
     )
-    for peer in ("jax", "torch"):
-        python = f".peers/{peer}/bin/python"
-        parser.add_argument(f"--{peer}-python", default=python, help=f"default: {python}")
+    common.add_peers(parser)
     parser.add_argument("--json", type=pathlib.Path, help="file for what every process reported")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -305,12 +299,9 @@ def main():
     plan = [(c, w) for w in works for c in cases if c.fits(WORKLOADS[w.name], w.max_steps)]
     if not plan:
         sys.exit("No case left: see --workloads and --only.")
-    pythons = dict(
-        tensorflow=sys.executable, jax=arguments.jax_python, torch=arguments.torch_python
-    )
+    pythons = common.peer_pythons(arguments)
     for runner in {case.runner for case, _ in plan}:
-        if not pathlib.Path(pythons[runner]).exists():
-            sys.exit(f"There is no {pythons[runner]}: run `make benchmark-peers`.")
+        common.check_peer(pythons[runner])
 
     with tempfile.TemporaryDirectory() as folder:
         total = len(plan) * (1 + arguments.rounds)

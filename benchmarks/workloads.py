@@ -2,6 +2,7 @@
 
 Needs NumPy only. A network has the inputs [y, t], tanh layers, and as many outputs as y. The loss
 is the mean of y(1)**2, or that of a continuous normalizing flow: the negative mean log-likelihood.
+What `outputs.py` asks for is a `Series`.
 """
 
 import dataclasses
@@ -52,13 +53,7 @@ class Workload:
     def data(self):
         """`Data`, drawn anew; always the same."""
         rng = np.random.default_rng(self.seed)
-        sizes = [self.size + 1, *self.hidden, self.size]
-        kernels, biases = [], []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
-            bound = 1 / np.sqrt(fan_in)
-            kernel = self.gain * rng.uniform(-bound, bound, (fan_in, fan_out))
-            kernels.append(kernel.astype(np.float32))
-            biases.append(rng.uniform(-bound, bound, fan_out).astype(np.float32))
+        kernels, biases = _weights([self.size + 1, *self.hidden, self.size], self.gain, rng)
         shape = (self.batch, self.size)
         y0 = rng.standard_normal(shape).astype(np.float32)
         noise = rng.choice([-1.0, 1.0], shape).astype(np.float32)
@@ -76,6 +71,53 @@ class Data:
     y0: Any
     noise: Any
 
+
+def _weights(sizes, gain, rng):
+    """Kernels and biases of a network."""
+    kernels, biases = [], []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+        bound = 1 / np.sqrt(fan_in)
+        kernel = gain * rng.uniform(-bound, bound, (fan_in, fan_out))
+        kernels.append(kernel.astype(np.float32))
+        biases.append(rng.uniform(-bound, bound, fan_out).astype(np.float32))
+    return kernels, biases
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """The ODE of a latent ODE: one gradient, for all weights and y(0), of many outputs.
+
+    A network of y alone, with elu layers; dopri5; float32. The loss is the mean of y**2 over all
+    outputs, which are spread evenly from t = 0 to `end`.
+    """
+
+    size: int = 4
+    hidden: tuple = (20, 20)
+    batch: int = 200
+    end: float = 2.0
+    gain: float = 2.0
+    seed: int = 4
+    rtol: float = 1e-3
+    atol: float = 1e-4
+
+    @property
+    def title(self):
+        """What it is, in words."""
+        sizes = "-".join(str(n) for n in (self.size, *self.hidden, self.size))
+        return f"{sizes}, elu, batch {self.batch}, dopri5, {self.rtol:g} and {self.atol:g}"
+
+    def data(self):
+        """Kernels, biases, and the initial state."""
+        rng = np.random.default_rng(self.seed)
+        kernels, biases = _weights([self.size, *self.hidden, self.size], self.gain, rng)
+        return kernels, biases, rng.standard_normal((self.batch, self.size)).astype(np.float32)
+
+    def times(self, count):
+        """Those of so many outputs."""
+        return np.linspace(0.0, self.end, count)
+
+
+SERIES = Series()
 
 _SMALL = dict(size=64, hidden=(256, 256), batch=512, gain=3.0, seed=1)
 _DEEP = dict(size=64, hidden=(512,) * 6, batch=256, gain=2.0, seed=3)

@@ -85,6 +85,33 @@ def seconds(function):
     return time.perf_counter() - start
 
 
+def serve(build, facts, version):
+    """Measures what is asked for, for `outputs.py`: a line of JSON in, a line of JSON out.
+
+    Args:
+        build: callable that takes a method and a number of outputs and returns the function to
+            measure, which returns the loss and anything else, all computed.
+        facts: callable that takes the same and what else the function returned, and returns more
+            entries for the line. Called after all is measured.
+        version: of the package and of what it runs on.
+    """
+    functions = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        case = request["method"], request["count"]
+        if case not in functions:
+            functions[case] = build(*case)
+            if request["compiles"]:
+                functions[case]()
+        times = []
+        while not times or (sum(times) < request["budget"] and len(times) < 50):
+            start = time.perf_counter()
+            loss, rest = functions[case]()
+            times.append(time.perf_counter() - start)
+        row = dict(seconds=times, loss=float(loss), version=version, **facts(*case, rest))
+        print(json.dumps(row), flush=True)
+
+
 def growth(function):
     """Bytes by which the process grows at most during one call."""
     gc.collect()

@@ -197,6 +197,22 @@ def test_latent_ode(tmp_path):
     assert (tmp_path / "latent_ode.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_long_series(tmp_path):
+    output = run_example("long_series.py", "--quick", "--output", tmp_path)
+
+    fitted, *_ = row("growing horizon", output)
+    at_once, *_ = row("all at once", output)
+    mean, _ = row("mean", output)
+    # The noise is 0.02; the model's place is better than one observation's.
+    assert fitted < 0.02
+    assert fitted < at_once < mean
+    steps, evaluations, _ = row("auto", output)
+    assert evaluations <= 6 * steps + 2
+    assert 5 * steps < row("step", output)[0]
+    assert (tmp_path / "long_series.png").stat().st_size > 10_000
+
+
 def test_van_der_pol(tmp_path):
     output = run_example("van_der_pol.py", "--tolerance", "1e-3", "--output", tmp_path)
 
