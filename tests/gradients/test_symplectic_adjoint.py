@@ -28,7 +28,7 @@ def compare(problem, gradient, mode, tolerance, **options):
     "method",
     partly_slow(
         METHODS, "midpoint", "ralston", "rk38", "fehlberg2", "adaptive_heun", "bosh3",
-        "fehlberg45", "dopri5", "dopri8",
+        "fehlberg45", "dopri5", "dopri8", "dop853",
     ),
 )  # fmt: skip
 def test_equals_backprop_fixed_steps(method):
