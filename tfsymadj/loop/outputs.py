@@ -328,19 +328,16 @@ class InterpolatedOutputs:
         interior = tf.logical_and(ids > 0, ids < self._count - 1)
         return tf.where(interior, total, tf.zeros_like(total))
 
-    def spans(self, ts, accepted):
-        """The outputs inside of steps: the first one of each step, and the one after its last.
+    @property
+    def last(self):
+        """The number of the last output, which is a step's end."""
+        return self._count - 1
 
-        Args:
-            ts: the times before the steps, a float64 vector, longer than it needs to be.
-            accepted: the number of steps; beyond it there are no outputs.
-        """
-        direction, last = tf.sign(self._times[-1] - self._times[0]), self._count - 1
+    def firsts(self, ts):
+        """For each of several times the first output after it."""
+        direction = tf.sign(self._times[-1] - self._times[0])
         count = tf.searchsorted(self._times * direction, ts * direction, side="right")
-        begins = tf.clip_by_value(count, 1, last)
-        number = tf.range(tf.size(ts))
-        ends = tf.where(number < accepted - 1, tf.roll(begins, -1, 0), last)
-        return begins, tf.where(number < accepted, ends, begins)
+        return tf.clip_by_value(count, 1, self.last)
 
     def within(self, grid, accepted, cotangents, rates):
         """What is inside of steps, for a backward pass.
@@ -355,8 +352,9 @@ class InterpolatedOutputs:
 
     def num_extended(self, grid, accepted, steps):
         """How many of the first `steps` steps have outputs inside, int32."""
-        begins, ends = self.spans(grid.t, accepted)
-        inside = tf.logical_and(begins < ends, tf.range(tf.size(begins)) < steps)
+        begins, numbers = self.firsts(grid.t), tf.range(tf.size(grid.t))
+        ends = tf.where(numbers < accepted - 1, tf.roll(begins, -1, 0), self.last)
+        inside = tf.logical_and(begins < ends, numbers < tf.minimum(steps, accepted))
         return tf.reduce_sum(tf.cast(inside, tf.int32))
 
     def cotangents_of(self, t, h, begin, end, cotangents, rates):
@@ -417,8 +415,7 @@ class _Within:
 
     def __init__(self, outputs, grid, accepted, cotangents, rates):
         self._outputs, self._grid, self._cotangents = outputs, grid, cotangents
-        self._spans = outputs.spans(grid.t, accepted)
-        self._rates = rates
+        self._accepted, self._rates = accepted, rates
 
     @property
     def rates(self):
@@ -427,13 +424,20 @@ class _Within:
 
     def wanted(self, n):
         """Whether there is something inside of step n."""
-        begins, ends = self._spans
-        return begins[n] < ends[n]
+        begin, end = self._span(n)
+        return begin < end
+
+    def _span(self, n):
+        # One step at a time: XLA compares each of the times with each of the outputs.
+        last = tf.maximum(self._accepted - 1, 0)
+        pair = tf.gather(self._grid.t, tf.minimum(tf.stack([n, n + 1]), last))
+        begin, end = tf.unstack(self._outputs.firsts(pair))
+        return begin, tf.where(n < last, end, self._outputs.last)
 
     def of_step(self, n):
         """`StepCotangents` of step n; of none for n = -1."""
         k = tf.maximum(n, 0)
-        begin, end = (x[k] for x in self._spans)
+        begin, end = self._span(k)
         end = tf.where(n < 0, begin, end)
         return self._outputs.cotangents_of(
             self._grid.t[k], self._grid.h[k], begin, end, self._cotangents, self._rates
