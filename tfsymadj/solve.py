@@ -209,7 +209,7 @@ def _solve(
         dynamics=close(function, ys, owner=dynamics(), caller=caller),
         ys=ys,
         stops=stops,
-        between=times if solver.interpolates else None,
+        between=times if solver.interpolates and not solver.dense else None,
         method=solver.method,
         controller=solver.controller,
         max_steps=steps if known else solver.max_steps,

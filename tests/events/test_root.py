@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, relative_error
-from helpers.modes import MODES, run, slow
+from helpers.modes import run, slow
 
 import tfsymadj
 from tfsymadj import Backprop, Event, Status, SymplecticAdjoint
@@ -35,7 +35,7 @@ def height(t, y):
 # Where they are found
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["eager", slow("graph"), "xla"])
 def test_first_root(mode):
     solution = run(lambda: swing(Event(height)), mode)
     assert solution.event.index == 0
@@ -47,6 +47,7 @@ def test_first_root(mode):
     assert np.all(np.isnan(solution.y[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction, turn", [(0, 0.25), (-1, 0.25), (1, 0.75)])
 @pytest.mark.parametrize("backward", [False, True])
 def test_direction(direction, turn, backward):
@@ -56,6 +57,7 @@ def test_direction(direction, turn, backward):
     np.testing.assert_allclose(event.t, sign * turn * 2.0 * np.pi / 1.3, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_no_event():
     solution = swing(Event(lambda t, y: y[0] + 2.0), t=(0.0, 1.0, 3.0))
     assert solution.event.index == -1
@@ -90,6 +92,7 @@ def test_a_start_on_the_root_does_not_fire():
         np.testing.assert_allclose(event.t, np.pi / 1.3, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, tolerance", [(tf.float32, 1e-5), (tf.bfloat16, 2e-2)])
 def test_low_precision(dtype, tolerance):
     fall = lambda t, y: tf.stack([y[1], -tf.ones_like(y[1])])  # noqa: E731
@@ -116,13 +119,14 @@ def test_double_crossing_inside_of_a_large_step():
     np.testing.assert_allclose(found.t, 0.51, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_root_without_a_change_of_sign_is_none():
     touching = Event(lambda t, y: (y[0] - 0.4137) ** 2)
     line = lambda t, y: tf.ones_like(y)  # noqa: E731
     assert tfsymadj.solve(line, start(0.0), [0.0, 1.0], event=touching).event.index == -1
 
 
-@pytest.mark.parametrize("outputs", ["step", "interpolate"])
+@pytest.mark.parametrize("outputs", [slow("step"), "interpolate"])
 def test_root_at_an_output_time(outputs):
     """The output is the event's state, those before it are as ever, those after it NaN."""
     line = lambda t, y: tf.ones_like(y)  # noqa: E731
@@ -132,6 +136,7 @@ def test_root_at_an_output_time(outputs):
     np.testing.assert_allclose(y, [0.0, 0.25, 0.5, np.nan, np.nan], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_root_at_the_end():
     line = lambda t, y: tf.ones_like(y)  # noqa: E731
     solution = tfsymadj.solve(line, start(0.0), [0.0, 1.0], event=Event(lambda t, y: y[0] - 1.0))
@@ -151,6 +156,7 @@ def test_outputs_inside_of_the_last_step():
     assert np.all(np.isnan(y[~reached]))
 
 
+@pytest.mark.slow
 def test_the_solvers_own_steps_end_at_the_event():
     solution = swing(Event(height), outputs="steps", max_steps=100)
     n = int(solution.stats.num_accepted)
@@ -188,10 +194,10 @@ def test_one_that_is_not_terminal():
 
 GRADIENTS = (
     "symplectic_adjoint",
-    SymplecticAdjoint(checkpoints="steps"),
+    slow(SymplecticAdjoint(checkpoints="steps")),
     slow(SymplecticAdjoint(checkpoints="stages")),
-    SymplecticAdjoint(checkpoints=12),
-    "aca",
+    slow(SymplecticAdjoint(checkpoints=12)),
+    slow("aca"),
     slow("baseline"),
 )
 WAYS = (
@@ -235,7 +241,7 @@ def test_derivatives_are_those_of_back_propagation(gradient, options):
     assert relative_error(found, expected) < 10 * FLOAT64
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_derivatives_by_the_implicit_function_theorem(mode):
     """Of the closed form a cos(w s) + b sin(w s) at s = t - 0.1, to the solve's own accuracy."""
     tight = dict(rtol=1e-12, atol=1e-12)
@@ -270,6 +276,7 @@ def test_second_derivatives():
     np.testing.assert_allclose(outer.gradient(first, w), 2.0 * root(1.3) / 1.3**2, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_twentieth_crossing_and_its_derivative():
     """By restarts, each on the root of the one before."""
     w = tf.constant(1.3, tf.float64)
@@ -304,6 +311,7 @@ def test_a_function_that_jumps_is_found_but_has_no_derivative():
     assert np.isnan(tape.gradient(t, w))
 
 
+@pytest.mark.slow
 def test_order_of_the_events_state():
     """That of the method, not of its continuous extension."""
     errors = []
@@ -317,6 +325,7 @@ def test_order_of_the_events_state():
 # Nests, jumps, layers, caches
 
 
+@pytest.mark.slow
 def test_nest_and_complex_states():
     def turn(t, y):
         return {
@@ -417,7 +426,7 @@ def test_wrong_arguments():
         Event(height, direction=2)
     with pytest.raises(TypeError, match="`terminal` must be True or False"):
         Event(height, terminal=1)
-    with pytest.raises(ValueError, match="`event` is for `solve`"):
+    with pytest.raises(ValueError, match="`event` and `dense` are for `solve`"):
         tfsymadj.ODELayer(lambda t, y: -y, event=Event(height))
     with pytest.raises(ValueError, match="`event` has no continuous adjoint"):
         swing(Event(height), gradient="continuous_adjoint")

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from tfsymadj.arithmetic import inner
 from tfsymadj.checkpoints import buffers
 from tfsymadj.loop.outputs import StepCotangents, StepOutputs
 
@@ -45,11 +46,11 @@ class DenseOutputs(StepOutputs):
     def read(self, rows, ys0, last):
         """The states, slopes and times; none of them is of a step that was not taken."""
         count = len(ys0) + 1
-        states, _, times = super().read(rows[:count], ys0, last)
+        states, times = self._read(rows[:count], last)
         slopes = [
             buffers.stack_rows(r, x, self._static) for r, x in zip(rows[count:], self._slopes(ys0))
         ]
-        return [*states, *slopes, tf.identity(times)], [], times
+        return [*states, *slopes, times], slopes, tf.stop_gradient(times)
 
     def last_cotangents(self, cotangents, accepted):
         return super().last_cotangents(cotangents[: len(cotangents) // 2], accepted)
@@ -60,7 +61,7 @@ class DenseOutputs(StepOutputs):
 
     def within(self, grid, accepted, cotangents, rates):
         """What is inside of steps, see `InterpolatedOutputs.within`."""
-        return _Rows(cotangents, accepted)
+        return _Rows(grid, accepted, cotangents, rates)
 
     def num_extended(self, grid, accepted, steps):
         """How many of the first `steps` steps need the rows of the extension."""
@@ -68,14 +69,14 @@ class DenseOutputs(StepOutputs):
 
 
 class _Rows:
-    """The cotangents of slopes and times."""
+    """The cotangents of slopes and times, and the slopes."""
 
     rates: list = []
 
-    def __init__(self, cotangents, accepted):
+    def __init__(self, grid, accepted, cotangents, slopes):
         count = len(cotangents) // 2
-        self._slopes, self._times = cotangents[count:-1], cotangents[-1]
-        self._accepted = accepted
+        self._cotangents, self._times = cotangents[count:-1], cotangents[-1]
+        self._grid, self._accepted, self._slopes = grid, accepted, slopes
 
     def wanted(self, n):
         """Whether there is something inside of step n."""
@@ -88,10 +89,11 @@ class _Rows:
         def row(x):
             return tf.where(proper, x[k], tf.zeros([], x.dtype))
 
-        zero = tf.zeros([], tf.float64)
-        slopes = [row(x) for x in self._slopes]
+        slopes = [row(x) for x in self._cotangents]
+        # Those that `Method.adjoint` gets are proportional to the step's size, these are not.
+        step = -inner(slopes, [x[k] for x in self._slopes]) / self._grid.h[k]
         # The states count as ends of steps.
-        return StepCotangents(slopes, [tf.zeros_like(x[0]) for x in slopes], row(self._times), zero)
+        return StepCotangents(slopes, [tf.zeros_like(x[0]) for x in slopes], row(self._times), step)
 
     @property
     def last_time(self):

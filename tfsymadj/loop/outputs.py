@@ -171,6 +171,10 @@ class StepOutputs:
         return [buffers.set_row(r, taken.number + 1, y) for r, y in zip(rows, values)]
 
     def read(self, rows, ys0, last):
+        states, times = self._read(rows, last)
+        return states, [], tf.stop_gradient(times)
+
+    def _read(self, rows, last):
         later = tf.range(self._rows) > last.accepted
         *states, times = [
             tf.where(_beside(later, y.shape.rank), y, buffers.stack_rows(r, y, self._static))
@@ -180,7 +184,7 @@ class StepOutputs:
         beyond = tf.abs(times - self._start) > tf.abs(last.time - self._start)
         lost = tf.logical_and(last.short, tf.logical_or(later, beyond))
         states = [y + nan_where(lost, y.dtype, y.shape.rank) for y in states]
-        return states, [], tf.stop_gradient(times)
+        return states, times
 
     def last_cotangents(self, cotangents, accepted):
         repeated = tf.range(self._rows) >= accepted
