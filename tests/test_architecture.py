@@ -29,6 +29,7 @@ ORDER = [
     "compiled",
     "options",
     "solve",
+    "steady_state",
     "layers",
     "callbacks",
     "bijectors",

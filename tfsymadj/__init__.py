@@ -18,6 +18,7 @@ from tfsymadj.layers import ODELayer
 from tfsymadj.methods import METHODS, ButcherTableau
 from tfsymadj.solution import Interpolant, Occurrence, Solution, Stats, Status
 from tfsymadj.solve import odeint, solve
+from tfsymadj.steady_state import SteadyState, steady_state
 from tfsymadj.steps import ConstantSteps, Controller, PIController, Proposal
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "SolveCheckpoint",
     "Stats",
     "Status",
+    "SteadyState",
     "StepCheckpoint",
     "SymplecticAdjoint",
     "callbacks",
@@ -48,6 +50,7 @@ __all__ = [
     "no_gradient",
     "odeint",
     "solve",
+    "steady_state",
 ]
 
 

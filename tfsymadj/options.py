@@ -332,7 +332,7 @@ class Solver:
         return (
             self.method, self.first_step is None, self.max_step is None, self.max_steps,
             self.gradient, self.interpolates, self.every_step, self.dense,
-            tuple([(event.direction, event.terminal) for event in self.events]),
+            tuple([(e.direction, e.terminal, e.samples) for e in self.events]),
             type(self.controller), Contents(others).key,
         )  # fmt: skip
 

@@ -283,7 +283,12 @@ def _watch(functions, event_args, state, ys, solver, caller):
         close(as_function(function, state, args), ys, owner=function(), caller=caller)
         for function, args in zip(functions, event_args)
     ]
-    return Watch(closed, [e.direction for e in solver.events], [e.terminal for e in solver.events])
+    return Watch(
+        closed,
+        [e.direction for e in solver.events],
+        [e.terminal for e in solver.events],
+        max(e.samples for e in solver.events),
+    )
 
 
 def _solve_eagerly(dynamics, inputs, solver, way):

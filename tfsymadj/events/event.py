@@ -33,6 +33,9 @@ class Event:
     True
     """
 
+    #: Its sign is looked at so many times in a step.
+    samples = 8
+
     def __init__(
         self, function: Callable, direction: int = 0, terminal: bool = True, args: Any = ()
     ):

@@ -9,9 +9,6 @@ import tensorflow as tf
 from tfsymadj.arithmetic import select
 from tfsymadj.methods.extension import Extension
 
-#: Signs are looked at so many times in a step, one of them its end.
-SAMPLES = 8
-
 #: A root nearer to the start than so many roundings of the time is that of the start.
 _DEPARTURE = 1000.0
 
@@ -67,11 +64,13 @@ class Watch:
         functions: list of closed functions `(t, ys) -> [value]`, float64 scalars.
         directions: for each 1, -1 or 0: the sign after the root, 0 for any.
         terminal: for each whether its root ends the solve.
+        samples: signs are looked at so many times in a step, one of them its end.
     """
 
     functions: list
     directions: list
     terminal: list
+    samples: int = 8
 
     def values(self, t, ys):
         """Of all functions, float64 vector."""
@@ -131,7 +130,8 @@ class Lookout:
             trial: its `proposal`, `extended` step and the state `ys` after it.
         """
         h, end, before = trial.proposal.step, trial.proposal.end, seen.mark
-        thetas = np.arange(1, SAMPLES) / SAMPLES
+        samples = self._watch.samples
+        thetas = np.arange(1, samples) / samples
         inside = self._extension.states(h, ys, trial.extended.slopes, tf.constant(thetas))
         states = [[x[k] for x in inside] for k in range(len(thetas))]
         times = [t, *(t + theta * h for theta in thetas), end]

@@ -1,0 +1,87 @@
+"""Steady states and their derivatives by the implicit function theorem."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.modes import run, slow
+
+import tfsymadj
+
+W = tf.Variable(np.array([[0.2, -0.5, 0.1], [0.4, 0.1, -0.3], [0.0, 0.6, -0.2]]))
+
+
+def network(t, y, b):
+    """Contracts to one state for each b."""
+    return tf.tanh(tf.linalg.matvec(W, y) + b) - y
+
+
+B = tf.constant([0.3, -0.2, 0.5], tf.float64)
+
+
+def at_rest(b, w):
+    y = np.zeros(3)
+    for _ in range(400):
+        y = np.tanh(w @ y + b)
+    return y
+
+
+def exact_gradients(g):
+    """For b and W, of the state's product with g."""
+    y = at_rest(B.numpy(), W.numpy())
+    d = np.diag(1.0 - y**2)
+    v = np.linalg.solve((d @ W.numpy() - np.eye(3)).T, -g)
+    return v @ d, np.outer(v @ d, y)
+
+
+@pytest.mark.parametrize("mode", ["eager", slow("graph"), slow("xla")])
+def test_state_and_gradients(mode):
+    g = np.array([1.0, -2.0, 0.5])
+
+    def compute():
+        with tf.GradientTape() as tape:
+            tape.watch(B)
+            found = tfsymadj.steady_state(network, tf.zeros_like(B), args=(B,), tolerance=1e-10)
+            value = tf.reduce_sum(found.y * g)
+        return found.y, found.success, *tape.gradient(value, [B, W])
+
+    y, success, db, dw = run(compute, mode)
+    assert success
+    np.testing.assert_allclose(y, at_rest(B.numpy(), W.numpy()), atol=1e-9)
+    for found, expected in zip((db, dw), exact_gradients(g)):
+        np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
+def test_a_start_at_rest():
+    y = tf.constant(at_rest(B.numpy(), W.numpy()))
+    found = tfsymadj.steady_state(network, y, args=(B,), tolerance=1e-6, max_time=5.0)
+    np.testing.assert_allclose(found.y, y, atol=1e-6)
+
+
+def test_no_rest():
+    turn = lambda t, y: tf.stack([y[1], -y[0]])  # noqa: E731
+    y0 = tf.constant([1.0, 0.0], tf.float64)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="did not come to rest"):
+        tfsymadj.steady_state(turn, y0, max_time=5.0)
+    found = tfsymadj.steady_state(turn, y0, max_time=5.0, on_failure="status")
+    assert not found.success
+    assert np.all(np.isnan(found.y))
+
+
+@pytest.mark.slow
+def test_second_derivatives_raise():
+    with tf.GradientTape() as outer:
+        outer.watch(B)
+        with tf.GradientTape() as inner:
+            inner.watch(B)
+            y = tfsymadj.steady_state(network, tf.zeros_like(B), args=(B,)).y
+        first = inner.gradient(y, B)
+    with pytest.raises(Exception, match="no second derivatives"):
+        outer.gradient(first, B)
+
+
+def test_wrong_options():
+    for name, value in (("outputs", "step"), ("dense", True), ("gradient", "backprop")):
+        with pytest.raises(ValueError, match=f"`{name}` is no option of `steady_state`"):
+            tfsymadj.steady_state(network, tf.zeros_like(B), args=(B,), **{name: value})
+    with pytest.raises(ValueError, match="`tolerance` must be positive"):
+        tfsymadj.steady_state(network, tf.zeros_like(B), args=(B,), tolerance=0.0)
