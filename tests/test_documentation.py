@@ -15,6 +15,7 @@ MODULES = [
     "bijectors.ode_solve_fn",
     "bijectors.traces",
     "callbacks",
+    "events.event",
     "gradients.backprop",
     "gradients.no_gradient",
     "gradients.symplectic_adjoint",
@@ -25,6 +26,7 @@ MODULES = [
     "methods.order_conditions",
     "methods.tableaus",
     "solve",
+    "steady_state",
     "steps.given",
     "steps.pi",
 ]
