@@ -86,14 +86,13 @@ def steady_state(
     for name, value in (("max_time", max_time), ("tolerance", tolerance)):
         if not (is_real(value) and 0 < value < float("inf")):
             raise ValueError(f"`{name}` must be positive and finite. Received: {value!r}")
+    given: dict[str, Any] = {**options}
     for name in ("event", "dense", "outputs", "gradient", "jumps"):
-        if name in options:
-            raise ValueError(
-                f"`{name}` is no option of `steady_state`. Received: {options[name]!r}"
-            )
-    if "controller" not in options and "num_steps" not in options and "step_size" not in options:
-        options = {"rtol": tolerance, "atol": tolerance, **options}
-    forward = Options.of("steady_state", {**options, "gradient": NoGradient()})
+        if name in given:
+            raise ValueError(f"`{name}` is no option of `steady_state`. Received: {given[name]!r}")
+    if not {"controller", "num_steps", "step_size"} & given.keys():
+        given = {"rtol": tolerance, "atol": tolerance, **given}
+    forward = Options.of("steady_state", {**given, "gradient": NoGradient()})
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     autonomous = calling.is_autonomous(dynamics, args, forward.autonomous, y0)
 
