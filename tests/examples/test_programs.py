@@ -197,6 +197,19 @@ def test_latent_ode(tmp_path):
     assert (tmp_path / "latent_ode.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_bouncing_ball(tmp_path):
+    output = run_example("bouncing_ball.py", "--quick", "--output", tmp_path)
+
+    derivatives, estimates = output.split("truth", 1)
+    for name in ("restitution", "drag, 1/m", "launch speed, m/s", "launch angle, degrees"):
+        exact, difference = row(name, derivatives)
+        assert abs(exact / difference - 1) < 1e-5
+        truth, guess, estimate, error = row(name, estimates)
+        assert abs(estimate - truth) < 4 * error < abs(guess - truth)
+    assert (tmp_path / "bouncing_ball.png").stat().st_size > 10_000
+
+
 def test_van_der_pol(tmp_path):
     output = run_example("van_der_pol.py", "--tolerance", "1e-3", "--output", tmp_path)
 
