@@ -210,6 +210,21 @@ def test_bouncing_ball(tmp_path):
     assert (tmp_path / "bouncing_ball.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_collisions(tmp_path):
+    output = run_example("collisions.py", "--quick", "--output", tmp_path)
+
+    names = [f"mass {i} / mass 1" for i in (2, 3, 4)]
+    for name in [*names, "restitution of pucks", "restitution of walls", "friction"]:
+        truth, guess, learned = row(name, output)
+        assert abs(learned - truth) < 0.3 * abs(guess - truth)
+    learned, untrained, alone = (
+        row(name, output)[0] for name in ("learned", "untrained", "no collisions")
+    )
+    assert 5 * learned < untrained < alone
+    assert (tmp_path / "collisions.png").stat().st_size > 10_000
+
+
 def test_van_der_pol(tmp_path):
     output = run_example("van_der_pol.py", "--tolerance", "1e-3", "--output", tmp_path)
 
