@@ -211,6 +211,31 @@ def test_long_series(tmp_path):
     assert evaluations <= 6 * steps + 2
     assert 5 * steps < row("step", output)[0]
     assert (tmp_path / "long_series.png").stat().st_size > 10_000
+def test_bouncing_ball(tmp_path):
+    output = run_example("bouncing_ball.py", "--quick", "--output", tmp_path)
+
+    derivatives, estimates = output.split("truth", 1)
+    for name in ("restitution", "drag, 1/m", "launch speed, m/s", "launch angle, degrees"):
+        exact, difference = row(name, derivatives)
+        assert abs(exact / difference - 1) < 1e-5
+        truth, guess, estimate, error = row(name, estimates)
+        assert abs(estimate - truth) < 4 * error < abs(guess - truth)
+    assert (tmp_path / "bouncing_ball.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_collisions(tmp_path):
+    output = run_example("collisions.py", "--quick", "--output", tmp_path)
+
+    names = [f"mass {i} / mass 1" for i in (2, 3, 4)]
+    for name in [*names, "restitution of pucks", "restitution of walls", "friction"]:
+        truth, guess, learned = row(name, output)
+        assert abs(learned - truth) < 0.3 * abs(guess - truth)
+    learned, untrained, alone = (
+        row(name, output)[0] for name in ("learned", "untrained", "no collisions")
+    )
+    assert 5 * learned < untrained < alone
+    assert (tmp_path / "collisions.png").stat().st_size > 10_000
 
 
 def test_van_der_pol(tmp_path):

@@ -43,8 +43,9 @@ def with_event(problem, outcome, gradient):
     t, index, slope = _on_extension(last, problem, mark)
     t, ys, smooth = _corrected(last, watch, t, index, slope)
     part = None if problem.between is None else last.outputs(t)
-    jumps = tf.logical_and(mark.found, tf.logical_not(smooth))
-    t, *ys = _without_derivative(jumps, [t, *ys])
+    # Where there is no event a cotangent of zero has to stay one.
+    rough = tf.logical_and(mark.found, tf.logical_not(smooth))
+    t, *ys = _without_derivative(rough, [t, *ys])
     lost = tf.logical_not(tf.logical_and(mark.found, is_success(outcome.status)))
     occurrence = Occurrence(
         index=tf.where(lost, -1, index),
@@ -124,8 +125,9 @@ class _Last:
 
 
 def _corrected(last, watch, t, index, slope):
-    """The event's time and state, and whether it has a derivative."""
+    """The event's time and state, and whether there is one that has a derivative."""
     smooth = tf.logical_and(tf.math.is_finite(slope), tf.not_equal(slope, 0.0))
+    smooth = tf.logical_and(smooth, last.mark.found)
     slope = tf.where(smooth, slope, tf.ones_like(slope))
     size = tf.abs(last.mark.h)
     earlier = None
