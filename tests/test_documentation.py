@@ -53,6 +53,12 @@ def test_pages(page, monkeypatch, tmp_path):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
 
 
+def test_reliability_names_tests_that_exist():
+    text = (README.parent / "docs" / "reliability.md").read_text()
+    there = {path.name for path in (README.parent / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"`(test_\w+\.py)`", text)) <= there
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
     importlib.import_module(f"tfsymadj.{name}")

@@ -211,6 +211,8 @@ def test_long_series(tmp_path):
     assert evaluations <= 6 * steps + 2
     assert 5 * steps < row("step", output)[0]
     assert (tmp_path / "long_series.png").stat().st_size > 10_000
+
+
 def test_bouncing_ball(tmp_path):
     output = run_example("bouncing_ball.py", "--quick", "--output", tmp_path)
 
