@@ -131,7 +131,7 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
         if options.on_failure == "raise":
             _raise_failure(solution, time)
         return solution
-    _refuse_vectorizing(solver.controller, inputs)
+    _refuse_vectorizing(solver, inputs)
     if not autonomous:
         _warn_of_times(dynamics, state, times, solver)
     functions = [calling.reference(e.function) for e in solver.events]
@@ -439,14 +439,16 @@ def _valid(times, jumps):
     return tf.logical_and(fine, tf.reduce_all(tf.math.is_finite(jumps)))
 
 
-def _refuse_vectorizing(controller, inputs):
+def _refuse_vectorizing(solver, inputs):
     """Adaptive steps that differ from one element of a `tf.vectorized_map` to the next."""
-    if controller.adaptive and vectorizing.differs_by_element(tf.nest.flatten(inputs)):
+    controller = solver.controller
+    varies = controller.adaptive or solver.events
+    if varies and vectorizing.differs_by_element(tf.nest.flatten(inputs)):
         raise ValueError(
             "`y0`, `t` and `args` must not depend on the element of a `tf.vectorized_map` if steps "
-            "are adaptive: TensorFlow can't vectorize a loop that takes other steps for each "
-            "element. Use `tf.map_fn`, one solve for the whole batch, or equal steps by "
-            f"`num_steps` or `step_size`. Received: controller={controller!r}"
+            "are adaptive or there is an `event`: TensorFlow can't vectorize a loop that takes "
+            "other steps for each element. Use `tf.map_fn`, one solve for the whole batch, or equal "
+            f"steps by `num_steps` or `step_size`. Received: controller={controller!r}"
         )
 
 
