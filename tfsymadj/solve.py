@@ -447,8 +447,8 @@ def _refuse_vectorizing(solver, inputs):
         raise ValueError(
             "`y0`, `t` and `args` must not depend on the element of a `tf.vectorized_map` if steps "
             "are adaptive or there is an `event`: TensorFlow can't vectorize a loop that takes "
-            "other steps for each element. Use `tf.map_fn`, one solve for the whole batch, or equal "
-            f"steps by `num_steps` or `step_size`. Received: controller={controller!r}"
+            "other steps for each element. Use `tf.map_fn`, one solve for the whole batch, or "
+            f"equal steps by `num_steps` or `step_size`. Received: controller={controller!r}"
         )
 
 
