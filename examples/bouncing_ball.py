@@ -1,6 +1,6 @@
 """A ball that bounces: its drag, its restitution and its launch from the times of bounces.
 
-    python examples/bouncing_ball.py            # less than a minute on two cores
+    python examples/bouncing_ball.py            # about 20 seconds on two cores
     python examples/bouncing_ball.py --quick    # every part, with fewer steps
 
 A ball is thrown and bounces with losses. Six bounces are heard and four positions are seen, with

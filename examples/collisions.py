@@ -1,6 +1,6 @@
 """Pucks that collide: masses, restitution and friction from what is seen of them.
 
-    python examples/collisions.py            # about two minutes on two cores
+    python examples/collisions.py            # about a minute on two cores
     python examples/collisions.py --quick    # every part, with fewer throws and steps
 
 Four pucks slide over a table with walls. Of some throws the starts are known, and the positions

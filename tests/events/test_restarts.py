@@ -33,7 +33,10 @@ def solved(gravity, restitution, height):
 
     start = tf.stack([height, tf.zeros_like(height)])
     _, t, y = tf.while_loop(
-        lambda n, *_: n < BOUNCES, bounced, (tf.constant(0), tf.zeros_like(height), start)
+        lambda n, *_: n < BOUNCES,
+        bounced,
+        (tf.constant(0), tf.zeros_like(height), start),
+        maximum_iterations=BOUNCES,  # or XLA would know of no gradient
     )
     y = tfsymadj.odeint(falling, y, tf.stack([t, END]), **options)[-1]
     return t, y[0], y[1]
