@@ -86,13 +86,7 @@ def steady_state(
     for name, value in (("max_time", max_time), ("tolerance", tolerance)):
         if not (is_real(value) and 0 < value < float("inf")):
             raise ValueError(f"`{name}` must be positive and finite. Received: {value!r}")
-    given: dict[str, Any] = {**options}
-    for name in ("event", "dense", "outputs", "gradient", "jumps"):
-        if name in given:
-            raise ValueError(f"`{name}` is no option of `steady_state`. Received: {given[name]!r}")
-    if not {"controller", "num_steps", "step_size"} & given.keys():
-        given = {"rtol": tolerance, "atol": tolerance, **given}
-    forward = Options.of("steady_state", {**given, "gradient": NoGradient()})
+    forward = _forward({**options}, tolerance)
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     autonomous = calling.is_autonomous(dynamics, args, forward.autonomous, y0)
 
@@ -126,6 +120,16 @@ def steady_state(
         success=at_rest.success,
         stats=found.stats,
     )
+
+
+def _forward(given: dict[str, Any], tolerance):
+    """The `Options` of the solve."""
+    for name in ("event", "dense", "outputs", "gradient", "jumps"):
+        if name in given:
+            raise ValueError(f"`{name}` is no option of `steady_state`. Received: {given[name]!r}")
+    if not {"controller", "num_steps", "step_size"} & given.keys():
+        given = {"rtol": tolerance, "atol": tolerance, **given}
+    return Options.of("steady_state", {**given, "gradient": NoGradient()})
 
 
 class _Rest(Event):

@@ -213,6 +213,7 @@ def test_long_series(tmp_path):
     assert (tmp_path / "long_series.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_bouncing_ball(tmp_path):
     output = run_example("bouncing_ball.py", "--quick", "--output", tmp_path)
 

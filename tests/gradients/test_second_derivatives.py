@@ -10,7 +10,10 @@ from helpers.problems import loss
 import tfsymadj
 from tfsymadj import Backprop, SymplecticAdjoint
 
-HEUN, BOSH3 = dict(method="heun", num_steps=3), dict(method="bosh3", rtol=1e-3, max_steps=50)
+HEUN, BOSH3 = (
+    dict(method="heun", num_steps=3),
+    dict(method="bosh3", rtol=1e-3, max_steps=50, outputs="step"),
+)
 
 
 @pytest.mark.parametrize(

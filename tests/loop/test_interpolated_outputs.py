@@ -165,8 +165,8 @@ def test_gradients_are_those_of_backprop(gradient, mode):
         SymplecticAdjoint(),
         slow(SymplecticAdjoint("steps")),
         slow(SymplecticAdjoint("stages")),
-        SymplecticAdjoint(9),
-        tfsymadj.StepCheckpoint(),
+        slow(SymplecticAdjoint(9)),
+        slow(tfsymadj.StepCheckpoint()),
         slow(tfsymadj.SolveCheckpoint()),
     ],
     ids=str,
@@ -245,7 +245,8 @@ def test_gradient_for_times_by_differences():
         np.testing.assert_allclose(found[i], difference, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["bosh3", *map(slow, ["dopri5", "dop853", EXTENDED])], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bosh3", "dopri5", "dop853", EXTENDED], ids=str)
 def test_second_derivatives(method):
     problem = everything((0.0, 0.3, 0.5, 1.0))
     options = dict(method=method, rtol=1e-2, atol=1e-2, max_steps=16, outputs="auto")

@@ -137,12 +137,11 @@ def test_a_forcing_that_is_switched_off():
     """y' = -y + 2 (t < s): dy(2)/ds = 2 exp(s - 2), and nothing at all without `jumps`."""
     s = tf.Variable(1.0, dtype=tf.float64)
     forced = lambda t, y: -y + tf.where(t < s, tf.constant(2.0, y.dtype), 0.0)  # noqa: E731
-    with tf.GradientTape(persistent=True) as tape:
-        y0, options = tf.zeros([], tf.float64), dict(rtol=1e-10, atol=1e-10)
-        y = tfsymadj.odeint(forced, y0, [0.0, 2.0], jumps=[s], **options)[-1]
-        without = tfsymadj.odeint(forced, y0, [0.0, 2.0], **options)[-1]
-    np.testing.assert_allclose(tape.gradient(y, s), 2.0 * np.exp(-1.0), rtol=1e-8)
-    assert tape.gradient(without, s) == 0.0
+    y0, options = tf.zeros([], tf.float64), dict(rtol=1e-10, atol=1e-10)
+    for told, expected in ((dict(jumps=[s]), 2.0 * np.exp(-1.0)), ({}, 0.0)):
+        with tf.GradientTape() as tape:
+            y = tfsymadj.odeint(forced, y0, [0.0, 2.0], **told, **options)[-1]
+        np.testing.assert_allclose(tape.gradient(y, s), expected, rtol=1e-8)
 
 
 def test_few_steps_where_the_solution_is_smooth_but_for_a_jump():

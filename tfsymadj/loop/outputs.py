@@ -237,20 +237,10 @@ class InterpolatedOutputs:
         return tf.ensure_shape(block, [self._block, *y.shape])
 
     def reserve(self, ys0):
+        """The number of outputs reached, the block that is not full yet, and lists of blocks."""
         blocks = [self._empty_block(y) for y in ys0] * (1 + self._with_rates)
-        lists = [self._filled(buffers.reserve_rows(self._num_blocks, x), x) for x in blocks]
-        return [tf.ones([], tf.int32), *lists]
-
-    def _filled(self, rows, like):
-        """Blocks of zeros: they are read before they are written."""
-        _, rows = tf.while_loop(
-            lambda q, _: q < self._num_blocks,
-            lambda q, r: (q + 1, buffers.set_row(r, q, like)),
-            (0, rows),
-            maximum_iterations=self._bound,
-            name="fill",
-        )
-        return rows
+        lists = [buffers.set_row(buffers.reserve_rows(self._num_blocks, x), 0, x) for x in blocks]
+        return [tf.ones([], tf.int32), blocks, lists]
 
     def ahead(self, held, accepted, end, direction):
         """Whether outputs are yet to be written inside of a step, a boolean scalar."""
@@ -260,15 +250,13 @@ class InterpolatedOutputs:
 
     def write(self, held, taken):
         """`held` with the outputs inside of a step that was accepted."""
-        m, *lists = held
         t, h, end = taken.t, taken.proposal.step, taken.proposal.end
         direction, block, last = tf.sign(h), self._block, self._count - 1
-        size = len(taken.ys)
 
-        def unfinished(m, lists):
+        def unfinished(m, *_):
             return self.ahead([m], taken.accepted, end, direction)
 
-        def one_block(m, lists):
+        def one_block(m, blocks, lists):
             q = m // block
             ids = q * block + tf.range(block)
             times = tf.gather(self._times, tf.minimum(ids, last))
@@ -284,24 +272,25 @@ class InterpolatedOutputs:
                         weights, tf.stack([slope[i] for slope in taken.slopes])
                     )
                     new.append(y + x if powers == "value" else x)
-            like = new[:size] * (1 + self._with_rates)
-            old = [buffers.get_row(r, q, x) for r, x in zip(lists, like)]
-            new = [tf.where(_beside(mask, x.shape.rank - 1), x, y) for x, y in zip(new, old)]
+            # What a full block leaves behind is overwritten in the next one, or belongs to outputs
+            # that are not reached.
+            new = [tf.where(_beside(mask, x.shape.rank - 1), x, y) for x, y in zip(new, blocks)]
             lists = [buffers.set_row(r, q, x) for r, x in zip(lists, new)]
-            return m + tf.reduce_sum(tf.cast(mask, tf.int32)), lists
+            return m + tf.reduce_sum(tf.cast(mask, tf.int32)), new, lists
 
-        m, lists = tf.while_loop(
-            unfinished,
-            one_block,
-            (m, lists),
-            parallel_iterations=1,
-            maximum_iterations=self._bound,
-            name="outputs",
+        return list(
+            tf.while_loop(
+                unfinished,
+                one_block,
+                held,
+                parallel_iterations=1,
+                maximum_iterations=self._bound,
+                name="outputs",
+            )
         )
-        return [m, *lists]
 
     def read(self, held, ys0, last):
-        m, *lists = held
+        m, _, lists = held
         size, count = len(ys0), self._count
         static = count if isinstance(count, int) else None
         stacked = []
