@@ -11,7 +11,7 @@ from helpers.problems import loss
 
 
 def gradients(problem, gradient, mode, **options):
-    """The states and all gradients of `loss`, as a dict of arrays by name.
+    """The states and all gradients of `loss`, as a dict of arrays by name; steps end at outputs.
 
     Args:
         problem: `Problem`.
@@ -19,7 +19,7 @@ def gradients(problem, gradient, mode, **options):
         mode: one of `MODES`.
         **options: of `tfsymadj.solve`.
     """
-    sources = problem.sources
+    sources, options = problem.sources, {"outputs": "step", **options}
 
     def compute():
         with tf.GradientTape() as tape:

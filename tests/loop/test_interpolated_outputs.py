@@ -142,11 +142,11 @@ def test_order_within_a_step(method, largest):
     "gradient",
     [
         SymplecticAdjoint(),
-        SymplecticAdjoint("steps"),
-        SymplecticAdjoint("stages"),
+        slow(SymplecticAdjoint("steps")),
+        slow(SymplecticAdjoint("stages")),
         SymplecticAdjoint(12),
         tfsymadj.StepCheckpoint(),
-        tfsymadj.SolveCheckpoint(),
+        slow(tfsymadj.SolveCheckpoint()),
     ],
     ids=str,
 )
