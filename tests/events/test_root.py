@@ -66,7 +66,7 @@ def test_no_event():
     np.testing.assert_allclose(solution.y[:, 0], np.cos(1.3 * np.array([0.0, 1.0, 3.0])), rtol=1e-7)
 
 
-@pytest.mark.parametrize("mode, level", [("eager", 2.0), ("eager", 200.0), slow("xla", 2.0)])
+@pytest.mark.parametrize("mode, level", [("eager", 2.0), slow("eager", 200.0), slow("xla", 2.0)])
 def test_no_event_leaves_the_gradient_alone(mode, level):
     """However far from its root the function has remained."""
 
@@ -206,7 +206,7 @@ WAYS = (
     {},
     slow(dict(outputs="interpolate", t=(0.0, 0.3, 0.9, 1.1, 4.0))),
     slow(dict(outputs="step", t=(0.0, 0.3, 0.9, 1.1, 4.0))),
-    dict(method="rk4", num_steps=50),
+    slow(dict(method="rk4", num_steps=50)),
     slow(dict(terminal=False)),
 )
 

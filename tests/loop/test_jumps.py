@@ -15,7 +15,7 @@ GRADIENTS = (
     slow(SymplecticAdjoint(checkpoints="steps")),
     slow(SymplecticAdjoint(checkpoints="stages")),
     slow(SymplecticAdjoint(checkpoints=12)),
-    "aca",
+    slow("aca"),
     slow("baseline"),
 )
 WAYS = (
@@ -96,7 +96,7 @@ def test_a_jump_at_an_output_time_comes_after_it(outputs):
 
 
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
-@pytest.mark.parametrize("outputs", ["step", "interpolate"])
+@pytest.mark.parametrize("outputs", ["step", slow("interpolate")])
 def test_jumps_outside_count_for_nothing(outputs, mode):
     """Nor do those at the ends, and equal ones are one."""
     expected = gradients("symplectic_adjoint", mode, outputs=outputs)
@@ -180,6 +180,7 @@ def test_times_and_jumps_that_are_known_when_they_run():
         np.testing.assert_allclose(y[:, 0], exactly(1.0, jumps[0], np.array(times)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     y0, s = tf.constant(1.0, tf.float64), tf.constant(0.6, tf.float64)
     with tf.GradientTape() as outer:
