@@ -12,6 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 
+def epsilon(dtype):
+    """The distance from one to the next number of a real dtype."""
+    return float(np.spacing(np.ones([], dtype.as_numpy_dtype)))  # `finfo` knows no bfloat16
+
+
+#: Of times.
+EPSILON = epsilon(tf.float64)
+
+
 def beside(x, y):
     """A scalar, or a number for each lane, such that it broadcasts against `y`."""
     return x if x.shape.rank == 0 else tf.reshape(x, [-1, *[1] * (y.shape.rank - 1)])

@@ -289,7 +289,7 @@ def _traced(function, dynamics, inputs, flat, surroundings, entry):
         )
         return trace
     if trace.caller.written:
-        _written[_known_by(dynamics)] = trace.caller.written
+        _written[_known_by(dynamics)] = _skipped(dynamics) | trace.caller.written
     key = surroundings, contents.key
     if _entries.get(key) is not entry:
         entry.family = surroundings, id(_known_by(dynamics))

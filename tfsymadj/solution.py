@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfsymadj.methods.extension import Extension
+
 
 class Status(enum.IntEnum):
     """How a solve ended; `Solution.status` holds the value as an int32 tensor.
@@ -127,10 +129,7 @@ class Interpolant(NamedTuple):
         # Where nothing is to be evaluated nothing may become NaN but the value.
         proper = tf.logical_and(tf.not_equal(h, 0.0), tf.logical_not(outside))
         theta = tf.where(proper, at - start, 0.0) / tf.where(proper, h, 1.0)
-        powers = [theta]
-        for _ in range(self.table.shape[1] - 1):
-            powers.append(powers[-1] * theta)
-        weights = h[:, tf.newaxis] * tf.matmul(tf.stack(powers, 1), self.table, transpose_b=True)
+        weights = h[:, tf.newaxis] * Extension(self.table).weights(theta)
         lost = tf.sqrt(tf.where(outside, -1.0, 0.0))  # no constant that is NaN
 
         def states(y, slopes):

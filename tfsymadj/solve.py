@@ -26,9 +26,6 @@ from tfsymadj.warning import warn
 #: Days of work, and gigabytes for their times alone: more equal steps are a mistake.
 _MOST_STEPS = 10**8
 
-#: Largest set of states that `dense` may hold, in bytes.
-_LARGEST_BUFFER = 4 * 2**30
-
 
 @documented
 @with_options
@@ -224,7 +221,6 @@ def _solve(
         watch=watch,
         dense=solver.dense,
     )
-    _check_size(problem)
     outcome, event, interpolant = solver.gradient.solve(problem), (), ()
     if watch is not None:
         outcome, event = with_event(problem, outcome, solver.gradient)
@@ -258,21 +254,6 @@ def _interpolant(outcome, state, method):
     count = len(rows) // 2
     y, slopes = (tf.nest.pack_sequence_as(state, x) for x in (rows[:count], rows[count:]))
     return Interpolant(t, y, slopes, tf.constant(method.dense))
-
-
-def _check_size(problem):
-    """Refuses buffers that no one meant to ask for."""
-    sizes = [y.shape.num_elements() for y in problem.ys]
-    if not problem.dense or None in sizes or problem.static_max_steps is None:
-        return
-    rows = (problem.max_steps + 1) * (problem.method.dense.shape[0] + 1)
-    size = rows * sum(n * y.dtype.size for n, y in zip(sizes, problem.ys))
-    if size > _LARGEST_BUFFER:
-        raise ValueError(
-            f"`dense` holds {rows:,} states here, {size / 2**30:.1f} GiB, more than the "
-            f"{_LARGEST_BUFFER / 2**30:.0f} GiB allowed. Use a smaller `max_steps`, or `outputs`. "
-            f"Received: max_steps={problem.max_steps}"
-        )
 
 
 def _watch(functions, event_args, state, ys, solver, caller):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.gradients import FLOAT64, relative_error
+from helpers.gradients import EXACT, FLOAT64, relative_error
 from helpers.modes import run, slow
 
 import tfsymadj
-from tfsymadj import Backprop, Event, Status, SymplecticAdjoint
+from tfsymadj import Backprop, Event, Status
 
 TIGHT = dict(rtol=1e-9, atol=1e-9)
 
@@ -194,14 +194,6 @@ def test_one_that_is_not_terminal():
 
 # Derivatives
 
-GRADIENTS = (
-    "symplectic_adjoint",
-    slow(SymplecticAdjoint(checkpoints="steps")),
-    slow(SymplecticAdjoint(checkpoints="stages")),
-    slow(SymplecticAdjoint(checkpoints=12)),
-    slow("aca"),
-    slow("baseline"),
-)
 WAYS = (
     {},
     slow(dict(outputs="interpolate", t=(0.0, 0.3, 0.9, 1.1, 4.0))),
@@ -240,7 +232,7 @@ def derivatives(gradient, mode, terminal=True, t=(0.1, 4.0), weights=(1.0, 0.7, 
 
 
 @pytest.mark.parametrize("options", WAYS)
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", EXACT)
 def test_derivatives_are_those_of_back_propagation(gradient, options):
     expected = dict(enumerate(derivatives(Backprop(), "graph", **options)))
     found = dict(enumerate(derivatives(gradient, "graph", **options)))

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfsymadj
-from helpers.modes import run
+from helpers.modes import run, slow
 from helpers.problems import loss
 
 
@@ -58,6 +58,17 @@ def relative_error(actual, expected):
 
 # Both gradients are the same sums in another order: a few hundred roundings of 1e-16 and 6e-8.
 FLOAT64, FLOAT32 = 1e-12, 1e-6
+
+
+#: The methods that are exact; they share the loop and the sweep, so one stands for all.
+EXACT = (
+    "symplectic_adjoint",
+    slow(tfsymadj.SymplecticAdjoint(checkpoints="steps")),
+    slow(tfsymadj.SymplecticAdjoint(checkpoints="stages")),
+    slow(tfsymadj.SymplecticAdjoint(checkpoints=12)),
+    slow("aca"),
+    slow("baseline"),
+)
 
 
 # Evaluations

@@ -3,21 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.gradients import FLOAT64, relative_error
+from helpers.gradients import EXACT, FLOAT64, relative_error
 from helpers.modes import run, slow
 from helpers.problems import loss, mlp, pendulum, pendulum_exactly
 
 import tfsymadj
-from tfsymadj import Backprop, SymplecticAdjoint
+from tfsymadj import Backprop
 
-GRADIENTS = (
-    "symplectic_adjoint",
-    slow(SymplecticAdjoint(checkpoints="steps")),
-    slow(SymplecticAdjoint(checkpoints="stages")),
-    SymplecticAdjoint(checkpoints=12),
-    slow("aca"),
-    slow("baseline"),
-)
 WAYS = (
     {},
     slow(dict(outputs="step")),
@@ -100,7 +92,7 @@ def gradients(gradient, mode, **options):
 
 
 @pytest.mark.parametrize("options", WAYS)
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", EXACT)
 def test_gradients_are_those_of_back_propagation(gradient, options):
     expected = gradients(Backprop(), "graph", **options)
     assert relative_error(gradients(gradient, "graph", **options), expected) < FLOAT64

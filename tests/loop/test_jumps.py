@@ -3,21 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.gradients import FLOAT64, relative_error
+from helpers.gradients import EXACT, FLOAT64, relative_error
 from helpers.modes import XLA_SLOW, run, slow
 
 import tfsymadj
-from tfsymadj import Backprop, SymplecticAdjoint
+from tfsymadj import Backprop
 
 TIMES = (0.0, 0.2, 0.5, 0.9, 1.5)
-GRADIENTS = (
-    "symplectic_adjoint",
-    slow(SymplecticAdjoint(checkpoints="steps")),
-    slow(SymplecticAdjoint(checkpoints="stages")),
-    slow(SymplecticAdjoint(checkpoints=12)),
-    slow("aca"),
-    slow("baseline"),
-)
 WAYS = (
     dict(outputs="interpolate"),
     dict(outputs="step"),
@@ -74,7 +66,7 @@ def test_values_and_the_switch(options, mode):
 
 
 @pytest.mark.parametrize("options", WAYS)
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", EXACT)
 def test_gradients_are_those_of_back_propagation(gradient, options):
     expected = gradients(Backprop(), "graph", **options)
     assert (

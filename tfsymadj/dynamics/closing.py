@@ -147,14 +147,24 @@ class ApartDynamics:
     def __call__(self, t, ys):
         if _platform.in_control_flow():
             return self._dynamics(t, ys)
-        _, slopes = tf.while_loop(
-            lambda pending, _: pending,
-            lambda _, __: (tf.constant(False), self._dynamics(t, ys)),
-            (tf.constant(True), [tf.zeros_like(y) for y in ys]),
-            maximum_iterations=1,
-            name="evaluation",
-        )
-        return slopes
+        return apart(lambda: self._dynamics(t, ys), ys)
+
+
+def apart(evaluate, like):
+    """The result of a function in a loop of one pass, into which the tapes of the caller can't see.
+
+    Args:
+        evaluate: callable without arguments that returns a list of tensors.
+        like: list of tensors of the same shapes and dtypes.
+    """
+    _, found = tf.while_loop(
+        lambda pending, _: pending,
+        lambda _, __: (tf.constant(False), evaluate()),
+        (tf.constant(True), [tf.zeros_like(y) for y in like]),
+        maximum_iterations=1,
+        name="evaluation",
+    )
+    return found
 
 
 class Caller:

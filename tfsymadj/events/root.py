@@ -7,8 +7,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsymadj import _platform
-from tfsymadj.arithmetic import accumulator
-from tfsymadj.dynamics.closing import Sources
+from tfsymadj.arithmetic import EPSILON, accumulator
+from tfsymadj.dynamics.closing import Sources, apart
 from tfsymadj.loop.failures import is_success, nan_where
 from tfsymadj.methods.extension import Extension
 from tfsymadj.solution import Occurrence
@@ -68,20 +68,11 @@ class _Last:
         dynamics, mark = self.dynamics, self.mark
         inputs = Sources(mark.ys, dynamics.captured, dynamics.variables, [mark.t, end])
 
-        def step(*_):
-            return tf.constant(False), self._method.step(dynamics, mark.t, end - mark.t, mark.ys).ys
+        def step():
+            return self._method.step(dynamics, mark.t, end - mark.t, mark.ys).ys
 
-        # A loop of one pass, into which the caller's tapes don't see.
-        _, ys = tf.while_loop(
-            lambda pending, _: pending,
-            step,
-            (tf.constant(True), mark.ys),
-            maximum_iterations=1,
-            name="step",
-        )
-        return _platform.with_gradient(
-            ys, tf.nest.flatten(inputs), functools.partial(self._backward, inputs)
-        )
+        backward = functools.partial(self._backward, inputs)
+        return _platform.with_gradient(apart(step, mark.ys), tf.nest.flatten(inputs), backward)
 
     def _backward(self, inputs, cotangents):
         t, end = inputs.times
@@ -172,7 +163,7 @@ def _on_extension(last, problem, mark):
     a, b = (tf.fill([count], mark.bracket[i]) for i in (0, 1))
     bracket = _Bracket(a, b, values(a), values(b))
     proper = tf.logical_and(mark.crossed, tf.not_equal(bracket.at_a, 0.0))
-    # The chord steps do the rest.
+    # The secant steps do the rest.
     tiny = 1e-10 * tf.abs(h)
 
     def unfinished(n, bracket):
@@ -258,7 +249,7 @@ def _completed(problem, outcome, t, ys, part):
     else:
         direction, ends = tf.sign(mark.h), problem.output_times
         # An output at the root is one, whatever rounding has made of it.
-        near = 4.0 * 2.0**-52 * (tf.abs(t) + tf.abs(mark.h))
+        near = 4.0 * EPSILON * (tf.abs(t) + tf.abs(mark.h))
         beyond = tf.logical_and((ends - mark.t) * direction > 0.0, (ends - t) * direction <= near)
         rows = ys if part is None else part
         times = outcome.times

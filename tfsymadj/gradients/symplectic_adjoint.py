@@ -16,9 +16,6 @@ from tfsymadj.gradients.sweep import Sweep, extended_steps
 
 _CHECKPOINTS = ("auto", "steps", "stages")
 
-#: Largest buffer that an adaptive solve with `"steps"` or `"stages"` may ask for.
-_LARGEST_BUFFER = 4 * 2**30
-
 
 class SymplecticAdjoint(Recomputing):
     """The exact gradient of the steps taken, at the memory of checkpoints and one network use.
@@ -91,7 +88,11 @@ class SymplecticAdjoint(Recomputing):
             return Recording(stride=stride, rows=-(-n // stride), ring=ring)
         if not problem.known_length:
             states = recording.ring * s + recording.rows
-            _check_size(problem, states, self.checkpoints)
+            problem.refuse_size(
+                states,
+                f"An adaptive solve with `checkpoints={self.checkpoints!r}`",
+                "Use `checkpoints='auto'` or a smaller `max_steps`.",
+            )
         return recording
 
     def backward(self, problem, recording, outcome, cotangents):
@@ -115,18 +116,3 @@ class SymplecticAdjoint(Recomputing):
 def _stride(n, s):
     stride = tf.cast(tf.round(tf.sqrt(tf.cast(n, tf.float64) / s)), tf.int32)
     return tf.maximum(stride, 1)
-
-
-def _check_size(problem, states, checkpoints):
-    """Refuses buffers that no one meant to ask for."""
-    sizes = [y.shape.num_elements() for y in problem.ys]
-    if None in sizes or not isinstance(states, int):
-        return
-    size = states * sum(n * y.dtype.size for n, y in zip(sizes, problem.ys))
-    if size > _LARGEST_BUFFER:
-        raise ValueError(
-            f"An adaptive solve with `checkpoints={checkpoints!r}` holds up to {states} states, "
-            f"here {size / 2**30:.1f} GiB, more than the {_LARGEST_BUFFER / 2**30:.0f} GiB "
-            "allowed. Use `checkpoints='auto'` or a smaller `max_steps`. "
-            f"Received: max_steps={problem.max_steps}"
-        )

@@ -21,6 +21,8 @@ class DenseOutputs(StepOutputs):
     def __init__(self, method, max_steps, start):
         super().__init__(max_steps, start)
         self._num_slopes = method.dense.shape[0]
+        #: How many states are held.
+        self.num_states = self._rows * (self._num_slopes + 1)
 
     def ahead(self, held, accepted, end, direction):
         """Whether the extension of a step is wanted: that of each one that is taken."""

@@ -166,7 +166,7 @@ class _Loop:
         if self._outputs.interpolates and self._problem.method.extends:
             trial, verdict = self._extend(c, trial, verdict)
         verdict, seen = self._watched(c, trial, verdict)
-        return (self._advance(c, trial, verdict, kept)._replace(seen=seen),)
+        return (self._advance(c, trial, verdict, kept, seen),)
 
     def _interval(self, c):
         stops = self._problem.stops
@@ -238,7 +238,7 @@ class _Loop:
         )
         return verdict, [seen]
 
-    def _advance(self, c, trial, verdict, kept):
+    def _advance(self, c, trial, verdict, kept, seen):
         proposal, step, ys, lows, extended = trial
         accepted, control, status = verdict
         if tf.get_static_value(accepted) is not True:  # else nothing is ever rejected
@@ -253,7 +253,6 @@ class _Loop:
             control, first, more = self._after_jump(arrives, interval, t, ys, control, first)
             evaluations = evaluations + more
         stages = [[stage[i] for stage in extended.stages] for i in self._live]
-        slopes = extended.slopes
         return _Carry(
             attempts=c.attempts + 1,
             accepted=c.accepted + tf.cast(accepted, tf.int32),
@@ -270,11 +269,13 @@ class _Loop:
             moved=accepted,
             outputs=self._outputs.write(
                 c.outputs,
-                Taken(accepted, c.accepted, c.interval, c.t, c.ys, proposal, slopes, t, ys),
+                Taken(
+                    accepted, c.accepted, c.interval, c.t, c.ys, proposal, extended.slopes, t, ys
+                ),
             ),
             grid=[grid.write(rows, c.accepted, c.t, c.interval, proposal) for rows in c.grid],
             kept=self._store.with_stages(kept, c.accepted, stages),
-            seen=c.seen,
+            seen=seen,
         )
 
     def _after_jump(self, arrives, interval, t, ys, control, first):

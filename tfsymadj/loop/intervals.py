@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-_EPSILON = float(np.finfo(np.float64).eps)
+from tfsymadj.arithmetic import EPSILON, epsilon
 
 #: Beyond all times, but no infinity, which `enable_check_numerics` would find.
 _HUGE = 1e300
@@ -72,7 +72,7 @@ class Intervals:
         self._set_bounds(stops, switches)
 
     def _set_bounds(self, stops, switches):
-        eps, tiny = _precision(switches.dtype)
+        eps, tiny = epsilon(switches.dtype), _smallest(switches.dtype)
         self._direction = tf.sign(stops[-1] - stops[0])
         ahead = switches.times * self._direction
         gap = tf.maximum(2.0 * eps * tf.abs(ahead), 4.0 * tiny)
@@ -122,7 +122,7 @@ def with_jumps(times, jumps, every, dtype):
         inside = tf.logical_and(found > 0, found < tf.size(times) - 1)
         nearest = tf.gather(times, tf.minimum(found, tf.size(times) - 1))
         meets = tf.logical_and(inside, tf.equal(nearest, jumps))
-        gap = 4.0 * _EPSILON * tf.maximum(tf.abs(jumps), tf.abs(last - first))
+        gap = 4.0 * EPSILON * tf.maximum(tf.abs(jumps), tf.abs(last - first))
         shifted = jumps + tf.stop_gradient(tf.where(meets, direction * gap, tf.zeros_like(gap)))
     ends = times if every else tf.stack([first, last])
 
@@ -142,9 +142,6 @@ def with_jumps(times, jumps, every, dtype):
     return stops, Switches(at, own, dtype), positions
 
 
-def _precision(dtype):
-    """Machine epsilon and the smallest normal number."""
-    if dtype == tf.bfloat16:
-        return 2.0**-7, 2.0**-126
-    numbers = np.finfo(dtype.as_numpy_dtype)
-    return float(numbers.eps), float(numbers.tiny)
+def _smallest(dtype):
+    """The smallest normal number, of which bfloat16 has float32's."""
+    return float(np.finfo(np.float32 if dtype == tf.bfloat16 else dtype.as_numpy_dtype).tiny)

@@ -16,6 +16,9 @@ from tfsymadj.methods.method import Method
 from tfsymadj.solution import Stats
 from tfsymadj.steps.controller import Controller
 
+#: Largest set of states that a solve may be asked to hold, in bytes.
+_LARGEST_BUFFER = 4 * 2**30
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -72,6 +75,25 @@ class Problem:
         """`max_steps` where it is known when the solve is traced."""
         return self.max_steps if isinstance(self.max_steps, int) else None
 
+    def refuse_size(self, states: Any, what: str, remedy: str) -> None:
+        """Refuses to hold more states than anyone means to ask for, where sizes are known.
+
+        Args:
+            states: how many would be held.
+            what: what would hold them.
+            remedy: what to do instead.
+        """
+        sizes = [y.shape.num_elements() for y in self.ys]
+        if None in sizes or not isinstance(states, int):
+            return
+        size = states * sum(n * y.dtype.size for n, y in zip(sizes, self.ys))
+        if size > _LARGEST_BUFFER:
+            raise ValueError(
+                f"{what} holds up to {states} states, here {size / 2**30:.1f} GiB, more than the "
+                f"{_LARGEST_BUFFER / 2**30:.0f} GiB allowed. {remedy} "
+                f"Received: max_steps={self.max_steps}"
+            )
+
     @property
     def times(self) -> list:
         """The times of all kinds that may need a gradient."""
@@ -99,7 +121,11 @@ class Problem:
             with_rates: see `InterpolatedOutputs`.
         """
         if self.dense:
-            return DenseOutputs(self.method, self.max_steps, self.stops[0])
+            outputs = DenseOutputs(self.method, self.max_steps, self.stops[0])
+            self.refuse_size(
+                outputs.num_states, "`dense`", "Use a smaller `max_steps`, or `outputs`."
+            )
+            return outputs
         if self.every_step:
             return StepOutputs(self.max_steps, self.stops[0])
         if self.between is None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import select
+from tfsymadj.arithmetic import epsilon, select
 from tfsymadj.methods.extension import Extension
 
 #: A root nearer to the start than so many roundings of the time is that of the start.
@@ -95,9 +95,9 @@ class Lookout:
 
     def start(self, ys, slopes):
         """`Seen` before the first step, from the first slopes."""
-        eps = max(np.finfo(y.dtype.real_dtype.as_numpy_dtype).eps for y in ys)
+        eps = max(epsilon(y.dtype.real_dtype) for y in ys)
         scale = tf.abs(self._start) + tf.abs(self._span)
-        self._departure = _DEPARTURE * float(eps) * scale
+        self._departure = _DEPARTURE * eps * scale
         # The sign when a root at the start has been left.
         h = self._direction * self._departure
         ahead = [y + tf.cast(h, y.dtype) * k for y, k in zip(ys, slopes)]

@@ -8,7 +8,7 @@ class Extension:
     """The solution inside of steps of a method.
 
     Args:
-        dense: `Method.dense`.
+        dense: `Method.dense`, or a tensor of it.
     """
 
     def __init__(self, dense):
@@ -30,7 +30,7 @@ class Extension:
             columns = [values[k] for k in degrees]
         else:
             columns = [k * values[k - 1] for k in degrees]
-        return tf.matmul(tf.stack(columns, axis=1), tf.constant(self._dense.T))
+        return tf.matmul(tf.stack(columns, axis=1), self._dense, transpose_b=True)
 
     def combined(self, weights, stacked):
         """`[times, slopes]` times `[slopes, ...]`."""

@@ -1,12 +1,10 @@
 """The size of an adaptive solve's first step."""
 
-import numpy as np
 import tensorflow as tf
 
+from tfsymadj.arithmetic import EPSILON
 from tfsymadj.methods.method import Dynamics
 from tfsymadj.steps.controller import Controller
-
-EPSILON = float(np.finfo(np.float64).eps)
 
 
 def automatic_first_step(

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from tfsymadj.arithmetic import EPSILON
 from tfsymadj.config import is_int, is_real
 from tfsymadj.steps.controller import Controller, Proposal
 
@@ -53,7 +54,7 @@ class ConstantSteps(Controller):
             return tf.fill(tf.shape(length), self._num_steps)
         # 10 steps of 0.1 make 1.0: a quotient that is whole but for rounding is whole.
         quotient = tf.abs(length) / self._step_size
-        count = tf.math.ceil(quotient * (1.0 - 4.0 * np.finfo(np.float64).eps))
+        count = tf.math.ceil(quotient * (1.0 - 4.0 * EPSILON))
         return tf.cast(tf.clip_by_value(count, 1.0, 2.0**30), tf.int32)
 
     def num_steps(self, ts):

@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from tfsymadj.arithmetic import epsilon
+
 #: What is divided by is not less: a number of float32 whose inverse is one, too.
 TINY = 1e-37
 
@@ -44,11 +46,11 @@ def holds_zero(atol):
 
 def attainable(rtol, dtype):
     """A relative tolerance that rounding errors don't exceed; zero stays zero."""
-    epsilon = float(np.spacing(np.ones([], dtype.as_numpy_dtype)))  # `finfo` knows no bfloat16
+    least = epsilon(dtype)
     if tf.is_tensor(rtol):
-        below = tf.logical_and(rtol > 0.0, rtol < epsilon)
-        return tf.where(below, tf.cast(epsilon, rtol.dtype), rtol)
-    return np.where((np.asarray(rtol) > 0) & (np.asarray(rtol) < epsilon), epsilon, rtol)
+        below = tf.logical_and(rtol > 0.0, rtol < least)
+        return tf.where(below, tf.cast(least, rtol.dtype), rtol)
+    return np.where((np.asarray(rtol) > 0) & (np.asarray(rtol) < least), least, rtol)
 
 
 def tolerance_of(tolerance, i, n):
