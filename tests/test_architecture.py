@@ -28,6 +28,7 @@ ORDER = [
     "events",
     "compiled",
     "options",
+    "arguments",
     "solve",
     "steady_state",
     "layers",

@@ -1,15 +1,13 @@
-"""`solve` and `odeint`: checks the arguments, turns names into objects, compiles eager calls."""
+"""`solve` and `odeint`: from arguments to a problem, traced into a graph, compiled when eager."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
-import keras
-import numpy as np
 import tensorflow as tf
 from typing_extensions import Unpack
 
-from tfsymadj import compiled
+from tfsymadj import arguments, compiled
 from tfsymadj._platform import vectorizing
 from tfsymadj.dynamics import calling
 from tfsymadj.dynamics.closing import close
@@ -21,10 +19,6 @@ from tfsymadj.loop.problem import Problem
 from tfsymadj.loop.watch import Watch
 from tfsymadj.options import Options, Solver, SolverOptions, documented, with_options
 from tfsymadj.solution import MESSAGES, Interpolant, Solution, Status
-from tfsymadj.warning import warn
-
-#: Days of work, and gigabytes for their times alone: more equal steps are a mistake.
-_MOST_STEPS = 10**8
 
 
 @documented
@@ -102,12 +96,12 @@ def odeint(
 @tf.autograph.experimental.do_not_convert
 def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solution:
     """`solve` by an `Options` object; `autonomous` in place of the option of that name."""
-    times, with_time = _as_times(t)
-    jumps, with_time = _as_jumps(options.jumps, with_time)
+    times, with_time = arguments.as_times(t)
+    jumps, with_time = arguments.as_jumps(options.jumps, with_time)
     _check_callable(dynamics)
-    state = _as_state(y0)
+    state = arguments.as_state(y0)
     ys = tf.nest.flatten(state)
-    args = _as_args(args, ys[0].dtype)
+    args = arguments.as_args(args, ys[0].dtype)
     solver = options.solver(times).at_precision(ys)
     if autonomous is None:
         autonomous = calling.is_autonomous(dynamics, args, options.autonomous, state)
@@ -116,7 +110,7 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
     way = (autonomous, with_time)
     inputs = {"state": state, "times": times, "args": args}
     if solver.events:
-        inputs["event_args"] = tuple(_as_args(e.args, ys[0].dtype) for e in solver.events)
+        inputs["event_args"] = tuple(arguments.as_args(e.args, ys[0].dtype) for e in solver.events)
     if jumps is not None:
         inputs["jumps"] = jumps
 
@@ -124,13 +118,13 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
         solution, time = _solve_eagerly(dynamics, inputs, solver, way)
         _refuse_empty(solution)
         if not autonomous:
-            _warn_of_times(dynamics, state, times, solver, solution.stats.num_accepted)
+            arguments.warn_of_times(dynamics, state, times, solver, solution.stats.num_accepted)
         if options.on_failure == "raise":
             _raise_failure(solution, time)
         return solution
     _refuse_vectorizing(solver, inputs)
     if not autonomous:
-        _warn_of_times(dynamics, state, times, solver)
+        arguments.warn_of_times(dynamics, state, times, solver)
     functions = [calling.reference(e.function) for e in solver.events]
     solution, time = _solve(
         calling.reference(dynamics), solver=solver, way=way, functions=functions, **inputs
@@ -143,7 +137,7 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
 def check(dynamics, t, options: Options):
     """Checks the arguments that a layer or a bijector is made with."""
     _check_callable(dynamics)
-    options.solver(_as_times(t)[0])
+    options.solver(arguments.as_times(t)[0])
     if options.event is not None or options.dense:
         raise ValueError(
             "`event` and `dense` are for `solve`: a layer or a flow returns nothing but states. "
@@ -196,8 +190,8 @@ def _solve(
         for y in tf.nest.flatten(state)
     ]
     function = calling.as_function(dynamics, state, args, autonomous)
-    stops, switches, positions = _stops(times, jumps, solver, _time_dtype(state))
-    steps = _as_count(solver.controller.num_steps(stops))
+    stops, switches, positions = _stops(times, jumps, solver, arguments.time_dtype(state))
+    steps = arguments.as_count(solver.controller.num_steps(stops))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
         steps = num_steps
     known = steps is not None
@@ -280,7 +274,7 @@ def _solve_eagerly(dynamics, inputs, solver, way):
         stops, *_ = _stops(inputs["times"], inputs.get("jumps"), solver, tf.float64)
         steps = solver.controller.num_steps(stops)
     if steps is not None:
-        inputs["num_steps"] = tf.constant(_as_count(int(steps)), tf.int32)
+        inputs["num_steps"] = tf.constant(arguments.as_count(int(steps)), tf.int32)
 
     def function(caller, inputs):
         with_numbers = solver.with_numbers(inputs.pop("numbers"))
@@ -303,114 +297,11 @@ def _vector(numbers):
         return tf.constant(numbers, tf.float64)
 
 
-def _as_state(y0):
-    def convert(y):
-        y = _as_tensor("y0", y)
-        if not (y.dtype.is_floating or y.dtype.is_complex):
-            raise TypeError(f"`y0` must be floating or complex. Received: dtype {y.dtype.name}")
-        if y.shape.rank is None:
-            raise ValueError(
-                "`y0` must have a known rank; give it one by `tf.ensure_shape`, in which sizes may "
-                f"be None. Received: {y!r}"
-            )
-        return y
-
-    # A list of numbers is an array, as everywhere in TensorFlow.
-    if isinstance(y0, list) and not any(tf.is_tensor(y) for y in y0):
-        y0 = _as_tensor("y0", y0)
-    state = tf.nest.map_structure(convert, y0)
-    if not tf.nest.flatten(state):
-        raise ValueError(f"`y0` must hold at least one tensor. Received: {y0!r}")
-    return state
-
-
-def _as_args(args, dtype):
-    """A tuple of nests of tensors; numbers of Python get the dtype of the state."""
-
-    def convert(x):
-        if type(x) in (int, float):
-            return tf.constant(x, dtype.real_dtype)
-        if type(x) is complex:
-            return tf.constant(x, tf.complex128 if dtype.real_dtype == tf.float64 else tf.complex64)
-        return _as_tensor("args", x)
-
-    args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
-    return tf.nest.map_structure(convert, args)
-
-
-def _as_tensor(name, x):
-    """`x` as a dense tensor of numbers."""
-    try:
-        if isinstance(x, (tf.RaggedTensor, tf.SparseTensor, type(None))):
-            raise TypeError(f"{type(x).__name__} is no tensor")
-        x = tf.convert_to_tensor(x)
-        if x.dtype in (tf.string, tf.resource, tf.variant):
-            raise TypeError(f"{x.dtype.name} is no number")
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            f"`{name}` must be a dense tensor of numbers, or a nest of such (a tuple or dict; a "
-            "list of numbers is an array): use `to_tensor()` of a ragged and `tf.sparse.to_dense` "
-            "of a sparse one, a tuple for arrays of unequal shapes, `ODELayer` for symbolic ones "
-            "of Keras, and leave out what is None or bind it by `functools.partial`. "
-            f"Received: {x!r}"
-        ) from error
-    return x
-
-
-def _as_times(t):
-    """The times as a float64 vector, and whether they may need a gradient."""
-    differentiable = tf.is_tensor(t) or isinstance(t, (tf.Variable, keras.Variable))
-    if not differentiable:
-        if any(tf.is_tensor(x) for x in tf.nest.flatten(t)):
-            differentiable = True
-            t = tf.stack([tf.cast(x, tf.float64) for x in t])
-        else:
-            t = tf.constant(np.asarray(t, np.float64))
-    times = tf.cast(tf.convert_to_tensor(t), tf.float64)
-    if times.shape.rank != 1 or (times.shape[0] is not None and times.shape[0] < 2):
-        raise ValueError(f"`t` must be 1-D with at least two entries. Received: {t!r}")
-    values = tf.get_static_value(times)
-    if values is not None:
-        steps = np.diff(values)
-        if not (np.all(np.isfinite(values)) and (np.all(steps > 0) or np.all(steps < 0))):
-            raise ValueError(
-                "`t` must be finite and strictly increasing or strictly decreasing. "
-                f"Received: {values}"
-            )
-    return times, differentiable
-
-
-def _as_jumps(jumps, with_time):
-    """The jumps as a float64 vector or None, and whether times may need a gradient."""
-    if jumps is None:
-        return None, with_time
-    differentiable = any(
-        tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))
-        for x in (jumps, *(jumps if isinstance(jumps, (tuple, list)) else ()))
-    )
-    if isinstance(jumps, (tuple, list)) and differentiable:
-        jumps = tf.stack([tf.cast(x, tf.float64) for x in jumps])
-    if not differentiable:
-        jumps = np.asarray(jumps, np.float64)
-    vector = tf.cast(tf.convert_to_tensor(jumps), tf.float64)
-    values = tf.get_static_value(vector)
-    if vector.shape.rank != 1 or (values is not None and not np.all(np.isfinite(values))):
-        raise ValueError(f"`jumps` must be 1-D, of finite times. Received: {jumps!r}")
-    if vector.shape[0] == 0:
-        return None, with_time
-    return vector, with_time or differentiable
-
-
 def _stops(times, jumps, solver, dtype):
     """`Problem.stops` and `Problem.switches`, and where the output times are among the stops."""
     if jumps is not None:
         return with_jumps(times, jumps, not solver.interpolates, dtype)
     return tf.stack([times[0], times[-1]]) if solver.interpolates else times, None, None
-
-
-def _time_dtype(state):
-    """The dtype in which the dynamics get the time."""
-    return tf.nest.flatten(state)[0].dtype.real_dtype
 
 
 def _valid(times, jumps):
@@ -431,45 +322,6 @@ def _refuse_vectorizing(solver, inputs):
             "other steps for each element. Use `tf.map_fn`, one solve for the whole batch, or "
             f"equal steps by `num_steps` or `step_size`. Received: controller={controller!r}"
         )
-
-
-def _warn_of_times(dynamics, state, times, solver, num_accepted=None):
-    """Warns of times that the dynamics can't tell apart, where the values of `t` are known.
-
-    Args:
-        num_accepted: the number of steps, where the solve is over.
-    """
-    values = tf.get_static_value(times)
-    if values is None:
-        return
-    dtype = _time_dtype(state)
-    latest = np.max(np.abs(values))
-    spacing = float(np.spacing(latest.astype(dtype.as_numpy_dtype)))
-    lengths = np.abs(np.diff(values))
-    step, length = np.min(lengths), np.sum(lengths)
-    # To read the number of steps is to wait for them: done only where they may be too small.
-    if length < spacing * (solver.max_steps if solver.controller.adaptive else 2**20):
-        count = solver.controller.num_steps(times) if num_accepted is None else num_accepted
-        count = tf.get_static_value(count) if tf.is_tensor(count) else count
-        step = min(step, length / max(int(count or 0), 1))
-    if step < spacing and not calling.ignores_time(dynamics):
-        warn(
-            f"The dynamics can't tell the times of `t` apart: they get them in {dtype.name}, the "
-            "real dtype of the state. Shift the origin of time: solve over `t - t[0]` and add "
-            "`t[0]` in the dynamics, in float64; or take a more precise state. Received: steps of "
-            f"{step:.3g} at t = {latest:.10g}, where numbers of {dtype.name} are {spacing:.3g} "
-            "apart"
-        )
-
-
-def _as_count(steps):
-    """The number of equal steps, if it is known and one that anybody may have meant."""
-    if isinstance(steps, int) and steps > _MOST_STEPS:
-        raise ValueError(
-            f"`num_steps` must not make more than {_MOST_STEPS:,} steps, nor `step_size`; an "
-            f"adaptive method may do with fewer. Received: {steps:,} steps or more"
-        )
-    return steps
 
 
 def _refuse_empty(solution):

@@ -1,0 +1,153 @@
+"""The arguments of a solve as tensors, refused where they make no sense, by name."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj.dynamics import calling
+from tfsymadj.warning import warn
+
+#: Days of work, and gigabytes for their times alone: more equal steps are a mistake.
+_MOST_STEPS = 10**8
+
+
+def as_state(y0):
+    def convert(y):
+        y = _as_tensor("y0", y)
+        if not (y.dtype.is_floating or y.dtype.is_complex):
+            raise TypeError(f"`y0` must be floating or complex. Received: dtype {y.dtype.name}")
+        if y.shape.rank is None:
+            raise ValueError(
+                "`y0` must have a known rank; give it one by `tf.ensure_shape`, in which sizes may "
+                f"be None. Received: {y!r}"
+            )
+        return y
+
+    # A list of numbers is an array, as everywhere in TensorFlow.
+    if isinstance(y0, list) and not any(tf.is_tensor(y) for y in y0):
+        y0 = _as_tensor("y0", y0)
+    state = tf.nest.map_structure(convert, y0)
+    if not tf.nest.flatten(state):
+        raise ValueError(f"`y0` must hold at least one tensor. Received: {y0!r}")
+    return state
+
+
+def as_args(args, dtype):
+    """A tuple of nests of tensors; numbers of Python get the dtype of the state."""
+
+    def convert(x):
+        if type(x) in (int, float):
+            return tf.constant(x, dtype.real_dtype)
+        if type(x) is complex:
+            return tf.constant(x, tf.complex128 if dtype.real_dtype == tf.float64 else tf.complex64)
+        return _as_tensor("args", x)
+
+    args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    return tf.nest.map_structure(convert, args)
+
+
+def _as_tensor(name, x):
+    """`x` as a dense tensor of numbers."""
+    try:
+        if isinstance(x, (tf.RaggedTensor, tf.SparseTensor, type(None))):
+            raise TypeError(f"{type(x).__name__} is no tensor")
+        x = tf.convert_to_tensor(x)
+        if x.dtype in (tf.string, tf.resource, tf.variant):
+            raise TypeError(f"{x.dtype.name} is no number")
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"`{name}` must be a dense tensor of numbers, or a nest of such (a tuple or dict; a "
+            "list of numbers is an array): use `to_tensor()` of a ragged and `tf.sparse.to_dense` "
+            "of a sparse one, a tuple for arrays of unequal shapes, `ODELayer` for symbolic ones "
+            "of Keras, and leave out what is None or bind it by `functools.partial`. "
+            f"Received: {x!r}"
+        ) from error
+    return x
+
+
+def as_times(t):
+    """The times as a float64 vector, and whether they may need a gradient."""
+    differentiable = tf.is_tensor(t) or isinstance(t, (tf.Variable, keras.Variable))
+    if not differentiable:
+        if any(tf.is_tensor(x) for x in tf.nest.flatten(t)):
+            differentiable = True
+            t = tf.stack([tf.cast(x, tf.float64) for x in t])
+        else:
+            t = tf.constant(np.asarray(t, np.float64))
+    times = tf.cast(tf.convert_to_tensor(t), tf.float64)
+    if times.shape.rank != 1 or (times.shape[0] is not None and times.shape[0] < 2):
+        raise ValueError(f"`t` must be 1-D with at least two entries. Received: {t!r}")
+    values = tf.get_static_value(times)
+    if values is not None:
+        steps = np.diff(values)
+        if not (np.all(np.isfinite(values)) and (np.all(steps > 0) or np.all(steps < 0))):
+            raise ValueError(
+                "`t` must be finite and strictly increasing or strictly decreasing. "
+                f"Received: {values}"
+            )
+    return times, differentiable
+
+
+def as_jumps(jumps, with_time):
+    """The jumps as a float64 vector or None, and whether times may need a gradient."""
+    if jumps is None:
+        return None, with_time
+    differentiable = any(
+        tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))
+        for x in (jumps, *(jumps if isinstance(jumps, (tuple, list)) else ()))
+    )
+    if isinstance(jumps, (tuple, list)) and differentiable:
+        jumps = tf.stack([tf.cast(x, tf.float64) for x in jumps])
+    if not differentiable:
+        jumps = np.asarray(jumps, np.float64)
+    vector = tf.cast(tf.convert_to_tensor(jumps), tf.float64)
+    values = tf.get_static_value(vector)
+    if vector.shape.rank != 1 or (values is not None and not np.all(np.isfinite(values))):
+        raise ValueError(f"`jumps` must be 1-D, of finite times. Received: {jumps!r}")
+    if vector.shape[0] == 0:
+        return None, with_time
+    return vector, with_time or differentiable
+
+
+def time_dtype(state):
+    """The dtype in which the dynamics get the time."""
+    return tf.nest.flatten(state)[0].dtype.real_dtype
+
+
+def warn_of_times(dynamics, state, times, solver, num_accepted=None):
+    """Warns of times that the dynamics can't tell apart, where the values of `t` are known.
+
+    Args:
+        num_accepted: the number of steps, where the solve is over.
+    """
+    values = tf.get_static_value(times)
+    if values is None:
+        return
+    dtype = time_dtype(state)
+    latest = np.max(np.abs(values))
+    spacing = float(np.spacing(latest.astype(dtype.as_numpy_dtype)))
+    lengths = np.abs(np.diff(values))
+    step, length = np.min(lengths), np.sum(lengths)
+    # To read the number of steps is to wait for them: done only where they may be too small.
+    if length < spacing * (solver.max_steps if solver.controller.adaptive else 2**20):
+        count = solver.controller.num_steps(times) if num_accepted is None else num_accepted
+        count = tf.get_static_value(count) if tf.is_tensor(count) else count
+        step = min(step, length / max(int(count or 0), 1))
+    if step < spacing and not calling.ignores_time(dynamics):
+        warn(
+            f"The dynamics can't tell the times of `t` apart: they get them in {dtype.name}, the "
+            "real dtype of the state. Shift the origin of time: solve over `t - t[0]` and add "
+            "`t[0]` in the dynamics, in float64; or take a more precise state. Received: steps of "
+            f"{step:.3g} at t = {latest:.10g}, where numbers of {dtype.name} are {spacing:.3g} "
+            "apart"
+        )
+
+
+def as_count(steps):
+    """The number of equal steps, if it is known and one that anybody may have meant."""
+    if isinstance(steps, int) and steps > _MOST_STEPS:
+        raise ValueError(
+            f"`num_steps` must not make more than {_MOST_STEPS:,} steps, nor `step_size`; an "
+            f"adaptive method may do with fewer. Received: {steps:,} steps or more"
+        )
+    return steps
