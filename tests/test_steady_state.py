@@ -85,3 +85,42 @@ def test_wrong_options():
             tfsymadj.steady_state(network, tf.zeros_like(B), args=(B,), **{name: value})
     with pytest.raises(ValueError, match="`tolerance` must be positive"):
         tfsymadj.steady_state(network, tf.zeros_like(B), args=(B,), tolerance=0.0)
+
+
+def relaxed(rates, target, y0, **options):
+    """The steady state of y' = rates (target - y), and its derivatives for the target."""
+    with tf.GradientTape() as tape:
+        tape.watch(target)
+        found = tfsymadj.steady_state(
+            lambda t, y, target: rates * (target - y), y0, args=(target,), **options
+        )
+        value = tf.reduce_sum(found.y)
+    return found, tape.gradient(value, target)
+
+
+@pytest.mark.parametrize("dtype", [tf.float64, tf.float32])
+@pytest.mark.parametrize("fastest", [10.0, slow(300.0)])
+def test_fast_components_come_to_rest(fastest, dtype):
+    """At the limit of stability errors as large as the tolerances are slopes that are larger."""
+    rates, target = tf.constant([1.0, fastest], dtype), tf.constant([1.0, 2.0], dtype)
+    found, gradient = relaxed(rates, target, tf.zeros_like(target), tolerance=1e-3)
+    assert found.success
+    assert found.t < 10.0
+    np.testing.assert_allclose(found.y, target, atol=5e-3)
+    np.testing.assert_allclose(gradient, [1.0, 1.0], atol=1e-2)
+
+
+def test_a_start_at_rest_takes_one_step():
+    rates, target = tf.constant([1.0, 1e3], tf.float64), tf.constant([1.0, 2.0], tf.float64)
+    found, _ = relaxed(rates, target, target, max_steps=50)
+    assert found.t == 0.0
+    np.testing.assert_array_equal(found.y, target)
+
+
+def test_no_cotangent_is_no_failure():
+    a = tf.constant([4.0], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(a)
+        y = tfsymadj.steady_state(lambda t, y, a: a - y * y, tf.ones_like(a), args=(a,)).y
+        value = tf.reduce_sum(tf.nn.relu(y - 5.0))
+    np.testing.assert_array_equal(tape.gradient(value, a), [0.0])

@@ -120,7 +120,8 @@ class Interpolant(NamedTuple):
         """
         times = tf.cast(tf.convert_to_tensor(times), tf.float64)
         shape, at = tf.shape(times), tf.reshape(times, [-1])
-        direction = tf.sign(self.t[-1] - self.t[0])
+        # Of a solve that took no step there is nothing but its start.
+        direction = 1.0 - 2.0 * tf.cast(self.t[-1] < self.t[0], tf.float64)
         ahead, known = tf.stop_gradient(at) * direction, tf.stop_gradient(self.t) * direction
         n = tf.maximum(tf.searchsorted(known, ahead) - 1, 0)
         outside = tf.logical_not(tf.logical_and(ahead >= known[0], ahead <= known[-1]))

@@ -8,6 +8,7 @@ import tensorflow as tf
 from typing_extensions import Unpack
 
 from tfsymadj import _platform
+from tfsymadj.arithmetic import epsilon
 from tfsymadj.config import is_real
 from tfsymadj.dynamics import calling
 from tfsymadj.dynamics.closing import Sources
@@ -22,6 +23,15 @@ from tfsymadj.options import Options, SolverOptions, documented, with_options
 from tfsymadj.solution import Stats, Status
 from tfsymadj.solve import solve_with
 from tfsymadj.steps import PIController
+
+#: The dynamics are to be as small as this part of the tolerance, for rounding errors' sake.
+_ROOT = 0.5
+
+#: Part of the time that a solve takes which begins at rest.
+_AT_ONCE = 1e-9
+
+#: Of a step, relative to what it moves.
+_LARGEST_ERROR = 0.1
 
 
 class SteadyState(NamedTuple):
@@ -92,18 +102,28 @@ def steady_state(
 
     def excess(t, y, *args):
         slopes = calling.call(dynamics, t, y, args, autonomous)
-        return _size(tf.nest.flatten(slopes), tf.nest.flatten(y)) / tolerance - 1.0
+        return _size(tf.nest.flatten(slopes), tf.nest.flatten(y)) / (_ROOT * tolerance) - 1.0
 
     rest = _Rest(excess, direction=-1, args=args)
-    found = solve_with(
-        dynamics, y0, [0.0, max_time], args, dataclasses.replace(forward, event=rest), autonomous
-    )
-    happened = found.event.index >= 0
-    y = tf.nest.map_structure(
-        lambda a, b: tf.stop_gradient(tf.where(happened, a, b[-1])), found.event.y, found.y
-    )
     implicit = Options(
         method="euler", num_steps=1, gradient=_Implicit(tolerance, max_time), on_failure="status"
+    )
+    # A start at rest has no event after it: next to nothing is left of the solve.
+    resting = solve_with(dynamics, y0, [0.0, 1.0], args, implicit, autonomous).success
+    whole = tf.constant(max_time, tf.float64)
+    end = tf.where(resting, _AT_ONCE * whole, whole)
+    found = solve_with(
+        dynamics,
+        y0,
+        tf.stack([tf.zeros_like(end), end]),
+        args,
+        dataclasses.replace(forward, event=rest),
+        autonomous,
+    )
+    happened = tf.logical_and(found.event.index >= 0, tf.logical_not(resting))
+    last = tf.where(resting, 0, -1)
+    y = tf.nest.map_structure(
+        lambda a, b: tf.stop_gradient(tf.where(happened, a, b[last])), found.event.y, found.y
     )
     at_rest = solve_with(dynamics, y, [0.0, 1.0], args, implicit, autonomous)
     if forward.on_failure == "raise":
@@ -116,7 +136,7 @@ def steady_state(
             at_rest = tf.nest.map_structure(tf.identity, at_rest)
     return SteadyState(
         y=tf.nest.map_structure(lambda y: y[-1], at_rest.y),
-        t=tf.stop_gradient(tf.where(happened, found.event.t, found.t[-1])),
+        t=tf.stop_gradient(tf.where(happened, found.event.t, found.t[last])),
         success=at_rest.success,
         stats=found.stats,
     )
@@ -127,9 +147,31 @@ def _forward(given: dict[str, Any], tolerance):
     for name in ("event", "dense", "outputs", "gradient", "jumps"):
         if name in given:
             raise ValueError(f"`{name}` is no option of `steady_state`. Received: {given[name]!r}")
-    if not {"controller", "num_steps", "step_size"} & given.keys():
-        given = {"rtol": tolerance, "atol": tolerance, **given}
-    return Options.of("steady_state", {**given, "gradient": NoGradient()})
+    options = Options.of("steady_state", {**given, "gradient": NoGradient()})
+    if options.controller is None and options.num_steps is None and options.step_size is None:
+        controller = _Settling(given.get("rtol", tolerance), given.get("atol", tolerance))
+        options = dataclasses.replace(options, controller=controller)
+    return options
+
+
+class _Settling(PIController):
+    """Bounds errors by what a step moves, too.
+
+    At the limit of stability fast components have errors as large as the tolerances, and slopes
+    larger by their rates: the dynamics would never be at rest.
+    """
+
+    INPUTS = PIController.INPUTS
+
+    def error_norm(self, errors, ys, ends):
+        zeros = [tf.zeros_like(y) for y in ys]
+        moved = _size([b - a for a, b in zip(ys, ends)], zeros)
+        eps = max(epsilon(y.dtype.real_dtype) for y in ys)
+        # Less than the rounding errors is nothing.
+        scale = _LARGEST_ERROR * moved + 16.0 * eps * _size(ends, zeros)
+        error = _size(errors, zeros)
+        usual = super().error_norm(errors, ys, ends)
+        return tf.maximum(usual, error / tf.where(scale > 0.0, scale, tf.ones_like(scale)))
 
 
 class _Rest(Event):
@@ -160,8 +202,7 @@ class _Implicit(Gradient):
     def solve(self, problem):
         ys, dynamics, t = problem.ys, problem.dynamics, problem.stops[0]
         size = _size(dynamics.apart(t, ys), ys)
-        # The root is where they are as large as that.
-        fine = tf.logical_and(finite(ys), size <= 1.01 * self.tolerance)
+        fine = tf.logical_and(finite(ys), size <= self.tolerance)
         inputs = Sources(ys, dynamics.captured, dynamics.variables, problem.all_times)
 
         def backward(cotangents):
@@ -183,7 +224,8 @@ class _Implicit(Gradient):
         """The gradients for what the dynamics read."""
         dynamics, t, ys = problem.dynamics, problem.stops[0], problem.ys
         # The equation is linear: its tolerances are those of a cotangent of size one.
-        size = tf.reduce_max([tf.cast(tf.reduce_max(tf.abs(g)), tf.float64) for g in cotangents])
+        size = _size(cotangents, [tf.zeros_like(g) for g in cotangents])
+        nothing = tf.equal(size, 0.0)
         size = tf.where(size > 0.0, size, tf.ones_like(size))
         cotangents = [g / tf.cast(size, g.dtype) for g in cotangents]
 
@@ -195,7 +237,7 @@ class _Implicit(Gradient):
             return [_size(adjoint(s, vs), [tf.zeros_like(v) for v in vs]) / self.tolerance - 1.0]
 
         method = get_method("dopri5").with_interpolant()
-        controller = PIController(self.tolerance, self.tolerance).for_method(method)
+        controller = _Settling(self.tolerance, self.tolerance).for_method(method)
         outcome = integrate(
             dataclasses.replace(
                 problem,
@@ -211,7 +253,8 @@ class _Implicit(Gradient):
             )
         )
         found, _ = dynamics.vjp(t, ys, [tf.cast(v, y.dtype) for v, y in zip(outcome.mark.ys, ys)])
-        lost = tf.logical_not(outcome.mark.stopped)
+        # Without a cotangent v is zero from the start, and there is no event.
+        lost = tf.logical_not(tf.logical_or(outcome.mark.stopped, nothing))
         scale = size + nan_where(lost, tf.float64, 0)
         return Sources(
             [],

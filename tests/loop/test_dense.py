@@ -14,7 +14,6 @@ WAYS = (
     {},
     slow(dict(outputs="step")),
     dict(method="rk4", num_steps=4),
-    slow(dict(method="dop853")),
     slow(dict(jumps=[0.55])),
 )
 OPTIONS = dict(rtol=1e-4, atol=1e-4, max_steps=30)
@@ -98,6 +97,13 @@ def test_gradients_are_those_of_back_propagation(gradient, options):
     assert relative_error(gradients(gradient, "graph", **options), expected) < FLOAT64
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", [tfsymadj.SymplecticAdjoint(checkpoints=20), "aca"])
+def test_gradients_of_dop853(gradient):
+    expected = gradients(Backprop(), "graph", method="dop853")
+    assert relative_error(gradients(gradient, "graph", method="dop853"), expected) < FLOAT64
+
+
 @pytest.mark.parametrize("mode", ["eager", slow("xla")])
 def test_gradients_are_the_same_in_all_modes(mode):
     expected = gradients("symplectic_adjoint", "graph")
@@ -134,3 +140,14 @@ def test_what_is_refused():
         tfsymadj.solve(lambda t, y: -y, tf.ones([200_000]), [0.0, 1.0], dense=True)
     with pytest.raises(ValueError, match="`event` and `dense` are for `solve`"):
         tfsymadj.ODELayer(lambda t, y: -y, dense=True)
+
+
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_a_solve_that_takes_no_step(direction):
+    """Its start is all that there is: nothing else may look like a solution."""
+    times = direction * np.array([0.0, 1.0, 2.0])
+    lost = lambda t, y: y * tf.sqrt(-1.0 - tf.abs(y))  # noqa: E731
+    solution = tfsymadj.solve(lost, [1.0], times, dense=True, max_steps=20, on_failure="status")
+    assert not solution.success
+    np.testing.assert_array_equal(solution.y[:, 0], [1.0, np.nan, np.nan])
+    np.testing.assert_array_equal(solution.interpolant(times)[:, 0], [1.0, np.nan, np.nan])

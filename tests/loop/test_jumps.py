@@ -213,3 +213,30 @@ def test_no_continuous_adjoint():
         tfsymadj.solve(
             lambda t, y: -y, [1.0], [0.0, 1.0], jumps=[0.5], gradient="continuous_adjoint"
         )
+
+
+def test_equal_jumps_share_their_derivative():
+    """The dynamics can't tell whose a change is, but no share depends on what is not changed."""
+    s = tf.constant([0.5, 0.5, 0.2, 0.5], tf.float64)
+    rate = lambda t, y, s: -y * tf.reduce_sum(tf.cast(t >= s, y.dtype))  # noqa: E731
+    with tf.GradientTape() as tape:
+        tape.watch(s)
+        y = tfsymadj.odeint(
+            rate, tf.ones([], tf.float64), [0.0, 1.0], args=(s,), jumps=s, rtol=1e-9, atol=1e-9
+        )[-1]
+    np.testing.assert_allclose(y, np.exp(-0.8 - 3 * 0.5), rtol=1e-7)
+    np.testing.assert_allclose(tape.gradient(y, s), [y] * 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", ["step", slow("interpolate")])
+def test_as_many_jumps_as_there_are_at_run_time(outputs):
+    rate = lambda t, y, s: -y * tf.reduce_sum(tf.cast(t >= s, y.dtype))  # noqa: E731
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float64)])
+    def solved(s):
+        y0 = tf.ones([], tf.float64)
+        return tfsymadj.odeint(rate, y0, [0.0, 0.5, 1.0], args=(s,), jumps=s, outputs=outputs)[-1]
+
+    for s in ([], [0.4], [0.7, 0.4]):
+        y = solved(tf.constant(s, tf.float64))
+        np.testing.assert_allclose(y, np.exp(np.sum(s) - len(s)), rtol=1e-3)

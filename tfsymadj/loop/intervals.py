@@ -100,7 +100,7 @@ def with_jumps(times, jumps, every, dtype):
 
     Jumps before the first and after the last of the times count for nothing. One at a time between
     these, where a step ends anyway, comes right after it, so that the derivatives of the two can
-    be told apart.
+    be told apart. Jumps that are equal share theirs.
 
     Args:
         times: float64 vector, the output times.
@@ -112,6 +112,7 @@ def with_jumps(times, jumps, every, dtype):
         `(stops, switches, positions)`: a sorted float64 vector, `Switches`, and the indices of the
         times among the stops, or None unless `every`.
     """
+    jumps = _shared(jumps)
     direction = tf.stop_gradient(tf.sign(times[-1] - times[0]))
     first, last = times[0], times[-1]
     before, beyond = (jumps - first) * direction < 0.0, (jumps - last) * direction > 0.0
@@ -134,12 +135,26 @@ def with_jumps(times, jumps, every, dtype):
     order = tf.argsort(stops * direction, stable=True)
     stops, own = tf.gather(stops, order), tf.stop_gradient(tf.gather(beside_times(jumps), order))
     huge = tf.constant(_HUGE, tf.float64)
-    proper = tf.sort(tf.where(outside, huge, jumps * direction))
+    # One more, where there may be none.
+    proper = tf.concat([tf.sort(tf.where(outside, huge, jumps * direction)), [huge]], 0)
     ahead = own * direction
-    found = tf.minimum(tf.searchsorted(proper, ahead), tf.size(proper) - 1)
+    found = tf.searchsorted(proper, ahead)
     at = tf.equal(tf.gather(proper, found), ahead)
     positions = tf.searchsorted(stops * direction, times * direction) if every else None
     return stops, Switches(at, own, dtype), positions
+
+
+def _shared(jumps):
+    """The jumps; those that are equal share their derivatives.
+
+    There is nothing between them by which the dynamics could tell whose a change is.
+    """
+    times, count = tf.stop_gradient(jumps), tf.size(jumps)
+    ordered = tf.sort(times)
+    groups = tf.minimum(tf.searchsorted(ordered, times), count - 1)  # also where there is NaN
+    sizes = tf.searchsorted(ordered, times, side="right") - groups
+    moves = (jumps - times) / tf.cast(tf.maximum(sizes, 1), tf.float64)
+    return times + tf.gather(tf.math.unsorted_segment_sum(moves, groups, count), groups)
 
 
 def _smallest(dtype):
