@@ -118,6 +118,23 @@ def test_training_on_data_of_worker_processes():
     assert losses[-1] < losses[0]
 
 
+_FIRST = """
+import tensorflow as tf
+import tfsymadj
+
+w = tf.Variable(1.0)
+solve = tf.function(lambda x: tfsymadj.odeint(lambda t, y: w * y, x, [0.0, 1.0]))
+with tf.GradientTape() as tape:
+    y = solve(tf.ones([]))
+assert tape.watched_variables() == (w,), tape.watched_variables()
+assert solve.get_concrete_function(tf.ones([])).graph.variables == (w,)
+"""
+
+
+def test_the_first_solve_of_a_process_adds_no_variable_to_its_caller():
+    subprocess.run([sys.executable, "-c", _FIRST], check=True, timeout=120, cwd=PACKAGE.parent)
+
+
 _FORK = """
 import os, sys
 import tfsymadj

@@ -13,6 +13,7 @@ of the caller may watch beside the value (they would count the gradient twice), 
 of the same resource, which `variable.handle` is while the dynamics are traced.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import inspect
@@ -39,7 +40,6 @@ from tensorflow.python.ops import (
 
 from tfsymadj._platform.gradients import keep_newest
 from tfsymadj._platform.graphs import is_control_flow_inside
-from tfsymadj._platform.tapes import recording
 
 _Variable = resource_variable_ops.BaseResourceVariable
 
@@ -342,7 +342,9 @@ def _install():
             setattr(owner, name, replacement)
         _originals.update(found)
     try:
-        problem = _self_test()
+        # In a thread of its own, where there is no graph, tape or strategy of the caller's.
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            problem = threads.submit(_self_test).result()
     except Exception as error:
         raise _incompatible(f"{type(error).__name__}: {error}") from error
     if problem:
@@ -359,9 +361,8 @@ def _incompatible(problem):
 
 def _self_test():
     """What is wrong, or None."""
-    with tf.init_scope():
-        variable = resource_variable_ops.ResourceVariable(1.0)  # in no strategy's scope
-        tensor = tf.constant(1.0)
+    variable = resource_variable_ops.ResourceVariable(1.0)
+    tensor = tf.constant(1.0)
 
     def compute(two, five):
         values = {storage(variable): two, storage(tensor): five}
@@ -373,10 +374,9 @@ def _self_test():
                 inside = inner.gradient(y, variable)
         return y, inside, outer.gradient(y, [two, five])
 
-    with tf.init_scope(), recording(True):
-        function = tf.function(compute, autograph=False)
-        results = tf.nest.flatten(function(tf.constant(2.0), tf.constant(5.0)))
-        results = [float(x) for x in results]
+    function = tf.function(compute, autograph=False)
+    results = tf.nest.flatten(function(tf.constant(2.0), tf.constant(5.0)))
+    results = [float(x) for x in results]
     expected = [50.0, 25.0, 25.0, 20.0]
     return None if results == expected else f"a test gave {results} in place of {expected}"
 
