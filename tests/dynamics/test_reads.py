@@ -379,6 +379,24 @@ def test_frozen_kernel_that_is_watched(mode):
     assert mode == "xla" or run(lambda: compute(False), mode) is None
 
 
+@pytest.mark.parametrize("gradient", [SymplecticAdjoint(), slow(Backprop())])
+def test_a_tape_lists_a_variable_once(gradient):
+    """Many take the variables to be trained from there."""
+    v, u = tf.Variable(0.3, dtype=F64), tf.Variable([0.5, 2.0], dtype=F64)
+    options = dict(method="rk4", num_steps=2, gradient=gradient)
+
+    def watched():
+        with tf.GradientTape() as tape:
+            tfsymadj.odeint(lambda t, y: v * y + u, tf.ones([2], F64), [0.0, 1.0], **options)
+        return {x.ref() for x in tape.watched_variables()}, len(tape.watched_variables())
+
+    found = []
+    tf.function(lambda: found.append(watched()))()
+    for variables, count in (watched(), watched(), *found):
+        assert variables == {v.ref(), u.ref()}
+        assert count == 2
+
+
 def test_module_and_its_functions():
     class Module(tf.Module):
         def __init__(self, sources):

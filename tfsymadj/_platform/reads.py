@@ -307,6 +307,11 @@ def _remembering(function, substitution):
     return remembered
 
 
+def _watched_variables(tape):
+    """A variable once, though a tape around a solve was told of it by its aliases, too."""
+    return tuple({storage(v): v for v in _originals["watched"](tape)}.values())
+
+
 #: What is replaced: (owner, name of the attribute, what stands in its place).
 _PATCHES = {
     "handle": (_Variable, "handle", property(_handle)),
@@ -321,6 +326,7 @@ _PATCHES = {
     "numpy": (ops.EagerTensor.__mro__[1], "_numpy", _numpy),
     "gradients": (gradients_util, "_GradientsHelper", _gradients),
     "custom_gradient": (custom_gradient, "_graph_mode_decorator", _custom_gradient),
+    "watched": (tf.GradientTape, "watched_variables", _watched_variables),
 }
 
 
