@@ -49,6 +49,7 @@ class SolverOptions(TypedDict, total=False):
     dense: bool
     gradient: str | Gradient
     autonomous: bool | None
+    jit_compile: bool | None
     on_failure: str
 
 
@@ -95,6 +96,11 @@ class Options(Configured):
         autonomous: whether the dynamics are called as `dynamics(y, *args)`; None: False, but for
             Keras layers whose `call` has one positional argument and functional models that have
             no input besides `y0` and `args`.
+        jit_compile: True: the solve and its gradient are compiled by XLA, also if the caller is
+            not: eager code, a plain `tf.function`, Keras' `fit`, an exported model. It is much
+            faster where a step computes little, takes longer at the first call, and compiles for
+            each size of the state anew. False: XLA does not compile them unless the caller is
+            compiled. None: as TensorFlow does by itself.
         on_failure: `"raise"`: a solve that can't go on raises `tf.errors.InvalidArgumentError`
             (except under XLA, which drops assertions); `"status"`: it never raises. In both cases
             `status` tells, and the outputs not reached and all gradients are NaN.
@@ -116,6 +122,7 @@ class Options(Configured):
     dense: bool = False
     gradient: Any = "symplectic_adjoint"
     autonomous: bool | None = None
+    jit_compile: bool | None = None
     on_failure: str = "raise"
     _solver: "Solver" = dataclasses.field(init=False)
 
@@ -126,6 +133,10 @@ class Options(Configured):
             )
         if self.outputs not in _OUTPUTS:
             raise ValueError(f"`outputs` must be one of {_OUTPUTS}. Received: {self.outputs!r}")
+        if self.jit_compile not in (None, True, False):
+            raise ValueError(
+                f"`jit_compile` must be True, False or None. Received: {self.jit_compile!r}"
+            )
         events = self._events()
         self._check_dense()
         method = get_method(self.method).without_interpolant()
@@ -152,6 +163,7 @@ class Options(Configured):
                 every_step=self.outputs == "steps",
                 events=events,
                 dense=self.dense,
+                jit_compile=self.jit_compile,
             ),
         )
 
@@ -277,6 +289,7 @@ class Solver:
     every_step: bool
     events: tuple
     dense: bool
+    jit_compile: bool | None
 
     def at_precision(self, ys: list) -> "Solver":
         """The solver for a state; with a warning where `rtol` is below its precision."""
@@ -332,6 +345,7 @@ class Solver:
         return (
             self.method, self.first_step is None, self.max_step is None, self.max_steps,
             self.gradient, self.interpolates, self.every_step, self.dense,
+            self.jit_compile,
             tuple([(e.direction, e.terminal, e.samples) for e in self.events]),
             type(self.controller), Contents(others).key,
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """`solve` and `odeint`: from arguments to a problem, traced into a graph, compiled when eager."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from tfsymadj.loop.problem import Problem
 from tfsymadj.loop.watch import Watch
 from tfsymadj.options import Options, Solver, SolverOptions, documented, with_options
 from tfsymadj.solution import MESSAGES, Interpolant, Solution, Status
+from tfsymadj.xla import compiled as compiled_by_xla
 
 
 @documented
@@ -180,7 +182,7 @@ def _solve(
         functions: callables that return the functions of the events.
         event_args: for each of them the tuple of its further arguments.
         jumps: float64 vector, or None.
-        num_steps: number of steps as an int32 scalar, where an eager caller knows it.
+        num_steps: number of steps, int or int32 scalar, where an eager caller knows it.
         caller: see `dynamics.closing.close`.
     """
     autonomous, with_time = way
@@ -197,7 +199,7 @@ def _solve(
     known = steps is not None
     watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
-        dynamics=close(function, ys, owner=dynamics(), caller=caller),
+        dynamics=close(function, ys, dynamics(), caller, solver.jit_compile),
         ys=ys,
         stops=stops,
         between=times if solver.interpolates and not solver.dense else None,
@@ -214,10 +216,14 @@ def _solve(
         valid=_valid(times, jumps) if solver.dense or jumps is not None else None,
         watch=watch,
         dense=solver.dense,
+        jit_compile=solver.jit_compile,
     )
     outcome, event, interpolant = solver.gradient.solve(problem), (), ()
     if watch is not None:
-        outcome, event = with_event(problem, outcome, solver.gradient)
+        inner, whole = dataclasses.replace(problem, jit_compile=None), outcome
+        outcome, event = compiled_by_xla(
+            lambda: with_event(inner, whole, solver.gradient), solver.jit_compile
+        )
         event = event._replace(y=_as_given(event.y, state))
     if solver.dense:
         interpolant = _interpolant(outcome, state, solver.method)
@@ -255,7 +261,7 @@ def _watch(functions, event_args, state, ys, solver, caller):
     if not functions:
         return None
     closed = [
-        close(as_function(function, state, args), ys, owner=function(), caller=caller)
+        close(as_function(function, state, args), ys, function(), caller, solver.jit_compile)
         for function, args in zip(functions, event_args)
     ]
     return Watch(
@@ -274,10 +280,14 @@ def _solve_eagerly(dynamics, inputs, solver, way):
         stops, *_ = _stops(inputs["times"], inputs.get("jumps"), solver, tf.float64)
         steps = solver.controller.num_steps(stops)
     if steps is not None:
-        inputs["num_steps"] = tf.constant(arguments.as_count(int(steps)), tf.int32)
+        steps = arguments.as_count(int(steps))
+        if not solver.jit_compile:  # XLA has to know
+            inputs["num_steps"] = tf.constant(steps, tf.int32)
+            steps = None
 
     def function(caller, inputs):
         with_numbers = solver.with_numbers(inputs.pop("numbers"))
+        inputs = {"num_steps": steps, **inputs}
         return _solve(
             caller.dynamics,
             solver=with_numbers,
@@ -288,7 +298,7 @@ def _solve_eagerly(dynamics, inputs, solver, way):
         )
 
     functions = [event.function for event in solver.events]
-    return compiled.solve(function, dynamics, functions, inputs, (*solver.key, way))
+    return compiled.solve(function, dynamics, functions, inputs, (*solver.key, way, steps))
 
 
 @functools.lru_cache(maxsize=256)

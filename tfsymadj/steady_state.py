@@ -106,7 +106,11 @@ def steady_state(
 
     rest = _Rest(excess, direction=-1, args=args)
     implicit = Options(
-        method="euler", num_steps=1, gradient=_Implicit(tolerance, max_time), on_failure="status"
+        method="euler",
+        num_steps=1,
+        gradient=_Implicit(tolerance, max_time),
+        on_failure="status",
+        jit_compile=forward.jit_compile,
     )
     # A start at rest has no event after it: next to nothing is left of the solve.
     resting = solve_with(dynamics, y0, [0.0, 1.0], args, implicit, autonomous).success

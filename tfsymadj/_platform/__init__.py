@@ -4,6 +4,7 @@
   variable's read, or an eager tensor that it closes over, be that tensor of this graph".
 * `gradients`: nor one for custom gradients that are forgotten with their graph.
 * `graphs`, `tapes`: nor to ask where operations are traced to, or what tapes have seen.
+* `kernels`: nor to ask what XLA can compile.
 * `functions`: nor to call a trace with other captured tensors than its own.
 * `shapes`: nor to notice that Python looks at a size that is not known.
 * `keras_state`: Keras has no public way to call a layer later as it would be called now.
@@ -25,9 +26,10 @@ from tfsymadj._platform.functions import (
     call,
     forget_variables,
 )
-from tfsymadj._platform.gradients import with_gradient
+from tfsymadj._platform.gradients import gradients, with_gradient
 from tfsymadj._platform.graphs import in_control_flow, in_function_graph, is_stateful
 from tfsymadj._platform.keras_state import CallState, call_arguments, stateless_scope
+from tfsymadj._platform.kernels import can_be_compiled
 from tfsymadj._platform.layers import (
     collected_losses,
     drop_loss,
@@ -65,9 +67,11 @@ __all__ = [
     "adopted",
     "call",
     "call_arguments",
+    "can_be_compiled",
     "collected_losses",
     "drop_loss",
     "forget_variables",
+    "gradients",
     "handle",
     "holds_numbers",
     "in_control_flow",

@@ -47,6 +47,21 @@ def with_gradient(outputs, inputs, backward):
     return results[:count]
 
 
+def gradients(values, sources, cotangents):
+    """Gradients of tensors of the current graph for tensors of it or of graphs around it.
+
+    Not by a tape: around a loop that the caller's tapes see, too, TensorFlow puts a function for
+    second derivatives, in which XLA does not know the loop's bounds.
+
+    Returns:
+        A list of tensors, and of None where there is no connection.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    inside = [graph.capture(x) for x in sources]
+    found = tf.gradients(values, inside, cotangents)
+    return [None if g is None else tf.convert_to_tensor(g) for g in found]
+
+
 def _keep(graph, name):
     """Moves a gradient function from the registry to its graph."""
     entry = _registry[name]

@@ -15,7 +15,12 @@ import tensorflow as tf
 from tfsymadj import _platform
 from tfsymadj.dynamics import contents
 from tfsymadj.dynamics.identity import MAX_VALUES
-from tfsymadj.dynamics.reproducible import check_reproducible, graph_content, reads_variables
+from tfsymadj.dynamics.reproducible import (
+    check_compilable,
+    check_reproducible,
+    graph_content,
+    reads_variables,
+)
 
 
 class Sources(NamedTuple):
@@ -264,7 +269,7 @@ class _Inputs:
         return None
 
 
-def close(function, ys, owner=None, caller=None):
+def close(function, ys, owner=None, caller=None, jit_compile=None):
     """Finds out what the dynamics depend on, and that they are reproducible.
 
     Args:
@@ -272,17 +277,20 @@ def close(function, ys, owner=None, caller=None):
         ys: list of tensors, the initial state; for its shapes and dtypes.
         owner: the user's object, searched for frozen Keras layers.
         caller: `Caller`.
+        jit_compile: whether XLA is asked to compile them.
 
     Returns:
         `ClosedDynamics`.
 
     Raises:
-        ValueError: if the dynamics are not reproducible.
+        ValueError: if the dynamics are not reproducible, or XLA can't compile them.
     """
     caller = caller or Caller()
     inputs = _Inputs(caller, contents.frozen_storages(owner))
     losses = contents.losses(owner)
     graph = _traced(function, ys, inputs, caller)
+    if jit_compile:
+        check_compilable(graph.as_graph_def())
     contents.refuse_losses(owner, losses)
     inputs.frozen = contents.frozen_storages(owner)  # of layers that the trace built, too
     captured = [

@@ -1,4 +1,6 @@
-"""Refuses dynamics that may give another result for the same arguments."""
+"""Refuses dynamics that can't be solved: that may give another result for the same arguments, or
+that XLA can't compile though it is to.
+"""
 
 import collections
 
@@ -43,6 +45,33 @@ def _nodes(definition):
     yield from definition.node
     for function in definition.library.function:
         yield from function.node_def
+
+
+def check_compilable(definition):
+    """Refuses dynamics that XLA can't compile.
+
+    Args:
+        definition: `GraphDef` of the traced dynamics; nested functions are searched too, but for
+            those that are for one kind of device alone.
+
+    Raises:
+        ValueError: naming the operation and the remedy.
+    """
+    functions = {f.signature.name: f.node_def for f in definition.library.function}
+    waiting, seen = [definition.node], set()
+    while waiting:
+        for node in waiting.pop():
+            called = {x.func.name for x in node.attr.values() if x.func.name} | {node.op}
+            if node.op not in ("Case", "StatelessCase"):
+                new = (called & functions.keys()) - seen
+                seen |= new
+                waiting += [functions[name] for name in new]
+            if node.op not in functions and not _platform.can_be_compiled(node.op):
+                raise ValueError(
+                    "XLA can't compile the `dynamics`, as `jit_compile=True` asks for. Leave it "
+                    "out, or write them with other operations. "
+                    f"Received: operation {node.name!r} of type {node.op}"
+                )
 
 
 def graph_content(definition):

@@ -1,5 +1,7 @@
 """What the gradient methods have in common that evaluate the dynamics again."""
 
+import dataclasses
+
 import tensorflow as tf
 
 from tfsymadj import _platform
@@ -9,6 +11,7 @@ from tfsymadj.gradients.gradient import Gradient
 from tfsymadj.loop.failures import poison
 from tfsymadj.loop.integrate import integrate
 from tfsymadj.loop.problem import Outcome, Problem
+from tfsymadj.xla import compiled
 
 
 class Recomputing(Gradient):
@@ -46,10 +49,14 @@ class Recomputing(Gradient):
         dynamics = problem.dynamics
         snapshot = dynamics.snapshot()
         outcome = integrate(problem, recording)
+        inner = dataclasses.replace(problem, jit_compile=None)
 
         def backward(cotangents):
             with tf.name_scope(type(self).__name__):
-                found = self.backward(problem, recording, outcome, cotangents)
+                found = compiled(
+                    lambda: self.backward(inner, recording, outcome, cotangents),
+                    problem.jit_compile,
+                )
             # TensorFlow wants one for each input.
             found = found._replace(times=found.times or [None] * len(problem.all_times))
             found = tf.nest.flatten(poison(found, outcome.status))

@@ -4,6 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from tfsymadj import _platform
 from tfsymadj.arithmetic import after
 from tfsymadj.dynamics.closing import Sources
 from tfsymadj.gradients.recomputing import Recomputing
@@ -30,10 +31,9 @@ class SolveCheckpoint(Recomputing):
             here = dataclasses.replace(problem, ys=ys).at_times(times)
             sources = dynamics.sources(ys, here.times)
             with dynamics.substituted():
-                with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    tape.watch(sources)
-                    outputs = integrate(here).states
-                found = tape.gradient(outputs, sources, cotangents)
+                outputs = integrate(here).states
+                found = _platform.gradients(outputs, tf.nest.flatten(sources), cotangents)
+            found = tf.nest.pack_sequence_as(sources, found)
             inputs = sources._replace(variables=dynamics.variables)
             found = tf.nest.map_structure(_gradient_of, found, inputs)
             dts = found.times or [tf.zeros_like(x) for x in times]

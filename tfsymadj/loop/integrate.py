@@ -1,5 +1,6 @@
 """The forward loop: one `tf.while_loop` for fixed and adaptive steps and for every gradient."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -14,10 +15,18 @@ from tfsymadj.loop.problem import Outcome, Problem, Record
 from tfsymadj.loop.watch import Lookout, Mark
 from tfsymadj.solution import Stats, Status
 from tfsymadj.steps.first_step import automatic_first_step, given_first_step
+from tfsymadj.xla import compiled
 
 
 def integrate(problem: Problem, recording: Recording | None = None) -> Outcome:
     """Solves the problem, and keeps what `recording` says."""
+    inner = dataclasses.replace(problem, jit_compile=None)
+    outcome = compiled(lambda: _integrate(inner, recording), problem.jit_compile)
+    # An output of the loop that had a gradient would make TensorFlow keep all of the loop.
+    return outcome._replace(time=tf.stop_gradient(outcome.time))
+
+
+def _integrate(problem, recording):
     loop = _Loop(problem, recording)
     initial, evaluations = loop.start()
     (carry,) = tf.while_loop(
@@ -317,8 +326,7 @@ class _Loop:
         return Outcome(
             ys=outputs,
             status=status,
-            # An output of the loop that had a gradient would make TensorFlow keep all of the loop.
-            time=tf.stop_gradient(c.time),
+            time=c.time,
             stats=Stats(
                 num_steps=c.attempts,
                 num_accepted=c.accepted,

@@ -45,6 +45,7 @@ class Problem:
         valid: whether the times are such as they have to be; None: as far as `output_times` tell.
         watch: functions whose roots are looked for.
         dense: whether the outputs are the states and slopes of all steps.
+        jit_compile: see `xla.compiled`.
     """
 
     dynamics: ClosedDynamics
@@ -64,6 +65,7 @@ class Problem:
     valid: tf.Tensor | None = None
     watch: Watch | None = None
     dense: bool = False
+    jit_compile: bool | None = None
 
     @property
     def num_stops(self) -> Any:
