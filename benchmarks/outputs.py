@@ -3,46 +3,19 @@
     python benchmarks/outputs.py
     python benchmarks/outputs.py --counts 2 100 --only XLA diffrax
 
-The ODE of a latent ODE (`SERIES` of workloads.py), for which a few steps would do. `make
+The ODE of a latent ODE (in workloads.py), for which a few steps would do. `make
 benchmark-peers` makes the environments that the peers run in. See README.md here.
 """
 
-import dataclasses
-import json
-import pathlib
 import statistics
-import subprocess
-import sys
 
 import common
+import turns
+from turns import Case
 from workloads import SERIES
 
-PEERS = pathlib.Path(__file__).resolve().parent / "peers"
+LATENT = "latent"
 LARGEST_LOSS_DIFFERENCE = 0.02  # relative: each package takes steps of its own
-BUDGET = 0.25  # seconds of measuring in a round
-SLOW = 1.0  # seconds of a gradient that is measured in the first round only
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Case:
-    """A way to compute the gradient.
-
-    Attributes:
-        name: for tables, unique.
-        runner: `outputs_<runner>.py` in peers.
-        method: of the runner.
-        style: of its line.
-    """
-
-    name: str
-    runner: str
-    method: str
-    style: dict
-
-    @property
-    def compiles(self):
-        """Whether the first gradient is another matter."""
-        return self.runner != "torch"
 
 
 def style(color, marker, line="-", filled=True):
@@ -66,75 +39,12 @@ RATIOS = [
 ]
 
 
-class Peer:
-    """A process that measures on request."""
-
-    def __init__(self, runner, python):
-        self._process = subprocess.Popen(
-            [python, PEERS / f"outputs_{runner}.py"], env=common.peer_environment(), text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-
-    def ask(self, case, count):
-        """The answer, a dict."""
-        request = dict(method=case.method, count=count, compiles=case.compiles, budget=BUDGET)
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        sys.exit(f"{case.name} with {count} outputs failed; see above.")
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def measure(cases, counts, rounds, pythons):
-    """(case's name, count) -> the last answer, with the seconds of all; and versions."""
-    peers = {runner: Peer(runner, pythons[runner]) for runner in {x.runner for x in cases}}
-    found, losses = {}, {}
-    for i in range(rounds):
-        for count in counts:
-            for case in cases:
-                key = case.name, count
-                if key in found and statistics.median(found[key]["seconds"]) > SLOW:
-                    continue
-                row = peers[case.runner].ask(case, count)
-                expected = losses.setdefault(count, row["loss"])
-                # Written so that NaN is an error, too.
-                if not abs(row["loss"] - expected) <= LARGEST_LOSS_DIFFERENCE * abs(expected):
-                    sys.exit(f"{key}: the loss is {row['loss']}, not {expected}")
-                if key in found:
-                    row["seconds"] += found[key]["seconds"]
-                found[key] = row
-                ms = 1e3 * statistics.median(row["seconds"])
-                print(f"\rround {i + 1}, {count} outputs, {case.name}: {ms:.1f} ms\033[K", end="")
-                sys.stdout.flush()
-    print("\r\033[K", end="")
-    for peer in peers.values():
-        peer.close()
-    return found
-
-
-def table(title, cells, cases, counts):
-    """Lines of Markdown."""
-    lines = [[title, *(f"{n:,}" for n in counts)]]
-    lines += [[case.name, *(cells(case.name, n) for n in counts)] for case in cases]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    lines.insert(1, [f"{'-' * (w - 1)}{':' if i else '-'}" for i, w in enumerate(widths)])
-    texts = [
-        [x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(line, widths))]
-        for line in lines
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in texts)
-
-
 def plot(found, cases, counts, caption, path):
     plt = common.pyplot()
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     ends = {}
     for case in cases:
-        ms = [1e3 * statistics.median(found[case.name, n]["seconds"]) for n in counts]
+        ms = [1e3 * statistics.median(found[case.name, LATENT, n]["seconds"]) for n in counts]
         axis.loglog(counts, ms, linewidth=1.8, markersize=6, **case.style)
         ends[case] = ms[-1]
     lowest = 0.0
@@ -173,23 +83,27 @@ def main():
     arguments = parse()
     counts = arguments.counts
     cases = [x for x in CASES if not arguments.only or any(y in x.name for y in arguments.only)]
+    works = [(LATENT, n) for n in counts]
     pythons = common.peer_pythons(arguments)
-    for case in cases:
-        common.check_peer(pythons[case.runner])
-    found = measure(cases, counts, arguments.rounds, pythons)
+    found = turns.measure(cases, works, arguments.rounds, pythons, LARGEST_LOSS_DIFFERENCE)
 
     def ms(name, count):
-        return 1e3 * statistics.median(found[name, count]["seconds"])
+        return 1e3 * statistics.median(found[name, LATENT, count]["seconds"])
 
     def work(name, count):
-        return f"{found[name, count]['steps']} / {found[name, count]['evaluations']}"
+        row = found[name, LATENT, count]
+        return f"{row['steps']} / {row['evaluations']}"
 
-    versions = {x for row in found.values() for x in row["version"].split(", ")}
-    versions = sorted(x for x in versions if not x.startswith("TensorFlow"))
-    caption = f"{SERIES.title}\n{common.machine()}\n{', '.join(versions)}"
+    caption = f"{SERIES[LATENT].title}\n{common.machine()}\n{turns.versions(found)}"
     print(caption)
-    print("\n" + table("ms by outputs", lambda *x: f"{ms(*x):.1f}", cases, counts))
-    print("\n" + table("steps / evaluations forward", work, cases, counts) + "\n")
+    head = [f"{n:,}" for n in counts]
+    for title, cell in (
+        ("ms by outputs", lambda *x: f"{ms(*x):.1f}"),
+        ("steps / evaluations forward", work),
+    ):
+        cells = lambda name, cell=cell: [cell(name, n) for n in counts]  # noqa: E731
+        print("\n" + turns.table(title, head, cells, cases))
+    print()
     names = [case.name for case in cases]
     for ours, theirs in RATIOS:
         if ours in names and theirs in names:

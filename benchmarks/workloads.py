@@ -85,30 +85,46 @@ def _weights(sizes, gain, rng):
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """The ODE of a latent ODE: one gradient, for all weights and y(0), of many outputs.
+    """One gradient, for all weights and y(0), of many outputs: a problem of little work a step.
 
-    A network of y alone, with elu layers; dopri5; float32. The loss is the mean of y**2 over all
-    outputs, which are spread evenly from t = 0 to `end`.
+    Float32; the loss is the mean of y**2 over all outputs, which are spread evenly from t = 0 to
+    `end`.
+
+    Attributes:
+        title: what it is, in words.
+        size: length of y.
+        hidden: widths of the hidden layers of a network of y alone; empty: Lotka's and Volterra's
+            equations, with four rates for weights.
+        activation: `elu` or `tanh`.
+        batch: number of examples.
+        end: of the outputs.
+        count: how many outputs there are, where nobody asks for another number.
+        gain: of the kernels, see `Workload`.
+        seed: of weights and y(0).
+        rtol: relative tolerance of dopri5.
+        atol: absolute tolerance.
+        num_steps: of rk4, in place of dopri5.
     """
 
-    size: int = 4
-    hidden: tuple = (20, 20)
-    batch: int = 200
-    end: float = 2.0
+    title: str
+    size: int
+    hidden: tuple = ()
+    activation: str = "tanh"
+    batch: int = 1
+    end: float = 1.0
+    count: int = 2
     gain: float = 2.0
     seed: int = 4
-    rtol: float = 1e-3
-    atol: float = 1e-4
-
-    @property
-    def title(self):
-        """What it is, in words."""
-        sizes = "-".join(str(n) for n in (self.size, *self.hidden, self.size))
-        return f"{sizes}, elu, batch {self.batch}, dopri5, {self.rtol:g} and {self.atol:g}"
+    rtol: float | None = None
+    atol: float | None = None
+    num_steps: int | None = None
 
     def data(self):
-        """Kernels, biases, and the initial state."""
+        """Kernels, biases, and the initial state; the rates are the only kernel."""
         rng = np.random.default_rng(self.seed)
+        if not self.hidden:
+            rates, start = np.array([1.5, 1.0, 3.0, 1.0]), np.array([1.0, 1.0])
+            return [rates.astype(np.float32)], [], start.astype(np.float32)
         kernels, biases = _weights([self.size, *self.hidden, self.size], self.gain, rng)
         return kernels, biases, rng.standard_normal((self.batch, self.size)).astype(np.float32)
 
@@ -117,7 +133,24 @@ class Series:
         return np.linspace(0.0, self.end, count)
 
 
-SERIES = Series()
+SERIES = {
+    "latent": Series(
+        "latent: 4-20-20-4, elu, batch 200, dopri5, 0.001 and 0.0001", size=4, hidden=(20, 20),
+        activation="elu", batch=200, end=2.0, count=100, rtol=1e-3, atol=1e-4,
+    ),
+    "spiral": Series(
+        "spiral: 2-50-2, tanh, batch 20, dopri5, 1e-06 and 1e-06", size=2, hidden=(50,), batch=20,
+        end=1.0, count=10, rtol=1e-6, atol=1e-6,
+    ),
+    "prey": Series(
+        "prey: Lotka's and Volterra's equations, dopri5, 1e-06 and 1e-06", size=2, end=10.0,
+        count=101, rtol=1e-6, atol=1e-6,
+    ),
+    "steps": Series(
+        "steps: 4-32-4, tanh, batch 16, 1,000 steps of rk4", size=4, hidden=(32,), batch=16,
+        end=10.0, num_steps=1000,
+    ),
+}  # fmt: skip
 
 _SMALL = dict(size=64, hidden=(256, 256), batch=512, gain=3.0, seed=1)
 _DEEP = dict(size=64, hidden=(512,) * 6, batch=256, gain=2.0, seed=3)

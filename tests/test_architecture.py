@@ -18,6 +18,7 @@ ORDER = [
     "warning",
     "config",
     "arithmetic",
+    "xla",
     "dynamics",
     "methods",
     "solution",

@@ -1,6 +1,5 @@
 """`solve` and `odeint`: from arguments to a problem, traced into a graph, compiled when eager."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -220,10 +219,8 @@ def _solve(
     )
     outcome, event, interpolant = solver.gradient.solve(problem), (), ()
     if watch is not None:
-        inner, whole = dataclasses.replace(problem, jit_compile=None), outcome
-        outcome, event = compiled_by_xla(
-            lambda: with_event(inner, whole, solver.gradient), solver.jit_compile
-        )
+        found = functools.partial(with_event, problem, outcome, solver.gradient)
+        outcome, event = compiled_by_xla(found, solver.jit_compile)
         event = event._replace(y=_as_given(event.y, state))
     if solver.dense:
         interpolant = _interpolant(outcome, state, solver.method)

@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from workloads import WORKLOADS  # noqa: E402
+from workloads import SERIES, WORKLOADS  # noqa: E402
 
 
 def parse(methods):
@@ -86,11 +86,11 @@ def seconds(function):
 
 
 def serve(build, facts, version):
-    """Measures what is asked for, for `outputs.py`: a line of JSON in, a line of JSON out.
+    """Measures what is asked for, for `turns.py`: a line of JSON in, a line of JSON out.
 
     Args:
-        build: callable that takes a method and a number of outputs and returns the function to
-            measure, which returns the loss and anything else, all computed.
+        build: callable that takes a `Series`, a method and a number of outputs and returns the
+            function to measure, which returns the loss and anything else, all computed.
         facts: callable that takes the same and what else the function returned, and returns more
             entries for the line. Called after all is measured.
         version: of the package and of what it runs on.
@@ -98,17 +98,20 @@ def serve(build, facts, version):
     functions = {}
     for line in sys.stdin:
         request = json.loads(line)
-        case = request["method"], request["count"]
+        case = SERIES[request["problem"]], request["method"], request["count"]
+        times, first = [], None
         if case not in functions:
+            start = time.perf_counter()
             functions[case] = build(*case)
             if request["compiles"]:
                 functions[case]()
-        times = []
+                first = time.perf_counter() - start
         while not times or (sum(times) < request["budget"] and len(times) < 50):
             start = time.perf_counter()
             loss, rest = functions[case]()
             times.append(time.perf_counter() - start)
-        row = dict(seconds=times, loss=float(loss), version=version, **facts(*case, rest))
+        row = dict(seconds=times, first=first, loss=float(loss), version=version)
+        row.update(facts(*case, rest))
         print(json.dumps(row), flush=True)
 
 

@@ -12,6 +12,8 @@ import contextlib
 
 import tensorflow as tf
 
+from tfsymadj.xla import repeated
+
 
 def dense_rows(rows, like):
     """Zeros of shape `[rows, *like.shape]`, of `like`'s dtype."""
@@ -103,13 +105,7 @@ def for_branches(write, buffer, row, value):
     TensorFlow's compiler evaluates symbolically what the inputs of a branch depend on, which takes
     minutes for the output of a network; at the variables of a loop, here one of one pass, it stops.
     """
-    _, buffer, _ = tf.while_loop(
-        lambda pending, *_: pending,
-        lambda _, b, x: (tf.constant(False), write(b, row, x), x),
-        (tf.constant(True), buffer, value),
-        maximum_iterations=1,
-        name="write",
-    )
+    buffer, _ = repeated(1, lambda _, x: (write(x[0], row, x[1]), x[1]), (buffer, value), "write")
     return buffer
 
 

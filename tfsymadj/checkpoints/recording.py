@@ -67,4 +67,6 @@ class Recording:
             num_accepted: the number of steps.
             num_written: how many there would be if the last attempt were one.
         """
+        if all(isinstance(n, int) for n in (num_accepted, num_written, self.ring)):
+            return min(max(num_written - self.ring, 0), num_accepted)
         return tf.minimum(tf.maximum(num_written - self.ring, 0), num_accepted)

@@ -1,7 +1,5 @@
 """What the gradient methods have in common that evaluate the dynamics again."""
 
-import dataclasses
-
 import tensorflow as tf
 
 from tfsymadj import _platform
@@ -49,12 +47,11 @@ class Recomputing(Gradient):
         dynamics = problem.dynamics
         snapshot = dynamics.snapshot()
         outcome = integrate(problem, recording)
-        inner = dataclasses.replace(problem, jit_compile=None)
 
         def backward(cotangents):
             with tf.name_scope(type(self).__name__):
                 found = compiled(
-                    lambda: self.backward(inner, recording, outcome, cotangents),
+                    lambda: self.backward(problem, recording, outcome, cotangents),
                     problem.jit_compile,
                 )
             # TensorFlow wants one for each input.

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfsymadj.arithmetic import accumulator, add, add_terms, after, compensated_sum, inner
 from tfsymadj.checkpoints.store import RingOfStages, StageLists
 from tfsymadj.dynamics.closing import Sources
+from tfsymadj.xla import repeated, static_int
 
 
 class _Adjoint(NamedTuple):
@@ -38,7 +39,8 @@ class Sweep:
         self._recording = recording
         record = outcome.record
         self._grid, self._kept = record.grid, record.kept
-        self._accepted, self._written = outcome.stats.num_accepted, outcome.num_written
+        self._accepted = static_int(outcome.stats.num_accepted)
+        self._written = static_int(outcome.num_written)
         count = len(outcome.ys)
         self._cotangents, self._of_mark = cotangents[:count], cotangents[count:]
         self._mark = outcome.mark
@@ -65,7 +67,8 @@ class Sweep:
         first = self._recording.num_recomputed(self._accepted, self._written)
         if self._recording.keeps_stages:
             stages = RingOfStages(self._recording.ring)
-            state = self._adjoint_steps(first, self._accepted, stages, self._kept.stages, state)
+            kept = self._accepted - first
+            state = self._adjoint_steps(first, kept, stages, self._kept.stages, state)
         if self._recording.keeps_states:
             state = self._segments(first, state)
         totals = state.totals
@@ -99,7 +102,7 @@ class Sweep:
         # there: or the solves of a model would all be at it at once.
         cotangents = state.totals.ys
         with tf.control_dependencies(cotangents):
-            count = tf.identity(-(-steps // stride))
+            steps = steps if isinstance(steps, int) else tf.identity(steps)
         # One place for all segments: what an earlier segment left is overwritten.
         if single:
             stages, rows = None, []
@@ -112,27 +115,40 @@ class Sweep:
         def advance(begin, end, ys):
             return self._advance(begin * stride, end * stride, ys)
 
-        def body(q, held, rows, state):
+        def segment(q, length, variables):
+            held, rows, state = variables
             begin = q * stride
-            last = tf.minimum(begin + stride, steps) - 1
             ys, held = recording.restore(q, held, self._kept.states, like, advance)
             if not single:
-                ys, rows = self._recompute(begin, last, ys, stages, rows)
+                ys, rows = self._recompute(begin, length - 1, ys, stages, rows)
             # The last step's stages are used at once, and the state after it is not needed, so
             # that its last evaluation is not made.
-            state = self._adjoint_from_state(last, ys, state)
+            state = self._adjoint_from_state(begin + length - 1, ys, state)
             if not single:
-                state = self._adjoint_steps(begin, last, stages, rows, state)
-            return q - 1, held, rows, state
+                state = self._adjoint_steps(begin, length - 1, stages, rows, state)
+            return held, rows, state
 
-        total = -(-self._written // stride)
-        _, _, _, state = tf.while_loop(
-            lambda q, held, rows, state: q >= 0,
+        variables = recording.held(self._kept.states, -(-self._written // stride)), rows, state
+        if isinstance(steps, int) and isinstance(stride, int):
+            # The shorter one by itself, so that XLA knows the length of all loops.
+            count, rest = divmod(steps, stride)
+            if rest:
+                variables = segment(count, rest, variables)
+        else:
+            count = -(-steps // stride)
+
+        def body(i, variables):
+            q = count - 1 - i
+            length = stride if isinstance(count, int) else tf.minimum(stride, steps - q * stride)
+            return segment(q, length, variables)
+
+        _, _, state = repeated(
+            count,
             body,
-            (count - 1, recording.held(self._kept.states, total), rows, state),
-            parallel_iterations=2,  # the next segment's stages beside this one's adjoint
-            maximum_iterations=_segment_bound(self._problem, recording),
-            name="segments",
+            variables,
+            "segments",
+            bound=_segment_bound(self._problem, recording),
+            overlap=2,  # the next segment's stages beside this one's adjoint
         )
         return state
 
@@ -184,39 +200,25 @@ class Sweep:
         )
         return ys
 
-    def _recompute(self, begin, end, ys, stages, rows):
-        """The state before the step `end`; `rows` get the stage values of the steps before it."""
+    def _recompute(self, begin, count, ys, stages, rows):
+        """The state after `count` steps; `rows` get the stage values of these."""
 
-        def body(n, ys, rows):
-            step = self._stages(n, ys)
-            return n + 1, step.ys, stages.set(rows, n, step.stages)
+        def body(i, variables):
+            ys, rows = variables
+            step = self._stages(begin + i, ys)
+            return step.ys, stages.set(rows, begin + i, step.stages)
 
-        _, ys, rows = tf.while_loop(
-            lambda n, ys, rows: n < end,
-            body,
-            (begin, ys, rows),
-            parallel_iterations=1,
-            maximum_iterations=_static(self._recording.stride),
-            name="recompute",
-        )
-        return ys, rows
+        bound = _static(self._recording.stride)
+        return repeated(count, body, (ys, rows), "recompute", bound)
 
-    def _adjoint_steps(self, begin, end, stages, rows, state):
-        """The adjoint over the steps from `begin` to before `end`, last first."""
+    def _adjoint_steps(self, begin, count, stages, rows, state):
+        """The adjoint over `count` steps from `begin` on, last first."""
 
-        def body(n, state):
-            stage = stages.of_step(rows, n, self._live)
-            return n - 1, self._adjoint_step(n, stage, state)
+        def body(i, state):
+            n = begin + count - 1 - i
+            return self._adjoint_step(n, stages.of_step(rows, n, self._live), state)
 
-        _, state = tf.while_loop(
-            lambda n, state: n >= begin,
-            body,
-            (end - 1, state),
-            parallel_iterations=1,
-            maximum_iterations=_static(self._recording.stride),
-            name="adjoint",
-        )
-        return state
+        return repeated(count, body, state, "adjoint", _static(self._recording.stride))
 
     def _adjoint_from_state(self, n, ys, state):
         """The adjoint over the step n, from the state before it."""

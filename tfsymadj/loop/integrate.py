@@ -1,6 +1,5 @@
 """The forward loop: one `tf.while_loop` for fixed and adaptive steps and for every gradient."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -20,24 +19,14 @@ from tfsymadj.xla import compiled
 
 def integrate(problem: Problem, recording: Recording | None = None) -> Outcome:
     """Solves the problem, and keeps what `recording` says."""
-    inner = dataclasses.replace(problem, jit_compile=None)
-    outcome = compiled(lambda: _integrate(inner, recording), problem.jit_compile)
-    # An output of the loop that had a gradient would make TensorFlow keep all of the loop.
-    return outcome._replace(time=tf.stop_gradient(outcome.time))
-
-
-def _integrate(problem, recording):
     loop = _Loop(problem, recording)
-    initial, evaluations = loop.start()
-    (carry,) = tf.while_loop(
-        loop.unfinished,
-        loop.attempt,
-        (initial,),
-        parallel_iterations=1,
-        maximum_iterations=problem.static_max_steps,
-        name="integrate",
-    )
-    return loop.finish(carry, evaluations)
+    outcome = compiled(loop.run, problem.jit_compile)
+    # An output of the loop that had a gradient would make TensorFlow keep all of the loop.
+    outcome = outcome._replace(time=tf.stop_gradient(outcome.time))
+    if loop.takes_all:
+        stats = outcome.stats._replace(num_accepted=tf.constant(problem.max_steps))
+        outcome = outcome._replace(stats=stats)
+    return outcome
 
 
 class _Carry(NamedTuple):
@@ -81,10 +70,15 @@ class _Verdict(NamedTuple):
 
 
 class _Loop:
-    """Start, try, judge, advance, finish."""
+    """Start, try, judge, advance, finish.
+
+    Attributes:
+        takes_all: whether it is known, after the trace, that all of `max_steps` steps are taken.
+    """
 
     def __init__(self, problem, recording):
         self._problem = problem
+        self.takes_all = False
         self._adaptive = problem.controller.adaptive
         self._intervals = problem.intervals
         # Else it is a matter of the attempts.
@@ -96,6 +90,19 @@ class _Loop:
         self._recording = recording
         self._live = [] if recording is None else problem.dynamics.live
         self._store = Store(recording or Recording(stride=1, rows=0), problem.method.stages)
+
+    def run(self):
+        """The `Outcome`."""
+        initial, evaluations = self.start()
+        (carry,) = tf.while_loop(
+            self.unfinished,
+            self.attempt,
+            (initial,),
+            parallel_iterations=1,
+            maximum_iterations=self._problem.static_max_steps,
+            name="integrate",
+        )
+        return self.finish(carry, evaluations)
 
     def start(self):
         """The loop's first variables, and the number of evaluations that they took."""
@@ -157,6 +164,8 @@ class _Loop:
     def unfinished(self, c):
         """Whether there is another step to be tried."""
         problem = self._problem
+        if problem.known_length and problem.static_max_steps is not None:
+            return True  # see `xla.repeated`
         bounded = c.attempts < problem.max_steps
         if problem.known_length:
             # However the solve goes: so the loop's counters don't depend on the state, and
@@ -250,7 +259,10 @@ class _Loop:
     def _advance(self, c, trial, verdict, kept, seen):
         proposal, step, ys, lows, extended = trial
         accepted, control, status = verdict
-        if tf.get_static_value(accepted) is not True:  # else nothing is ever rejected
+        if tf.get_static_value(accepted):  # nothing is ever rejected
+            problem = self._problem
+            self.takes_all = problem.known_length and problem.static_max_steps is not None
+        else:
             ys, lows = select(accepted, ys, c.ys), select(accepted, lows, c.lows)
         t = tf.where(accepted, proposal.end, c.t)
         arrives = tf.logical_and(accepted, proposal.hits_end)

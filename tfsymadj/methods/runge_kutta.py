@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfsymadj.arithmetic import add, add_terms, coefficients, combine, damped, factors, inner
 from tfsymadj.methods.method import Method, Step
 from tfsymadj.methods.tableaus import ButcherTableau
+from tfsymadj.xla import repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +104,9 @@ class ExplicitRungeKutta(Method):
                 begin = tf.where(slopes.wanted, 0, count - tableau.stages)
         times = [tf.zeros_like(h)] * (2 if joined is None else 3) if with_time else []
 
-        def body(k, cotangents, weights, sums, times):
-            first = None
+        def body(i, variables):
+            cotangents, weights, sums, times = variables
+            first, k = None, begin + i
             if joined is not None:  # the first stage is the last one here
                 first = [tf.cast(tf.equal(k, count - 1), x.dtype) * x for x in joined]
             found, values = dynamics.vjp(
@@ -124,15 +126,14 @@ class ExplicitRungeKutta(Method):
             # Taken from the rows after, not before they are changed: so XLA changes them in place.
             later = tf.minimum(k + 1, count - 1)
             sums = add_terms(sums, found._replace(times=[]))
-            return k + 1, [tf.gather(w, later) for w in weights], weights, sums, times
+            return [tf.gather(w, later) for w in weights], weights, sums, times
 
-        _, _, _, sums, times = tf.while_loop(
-            lambda k, *_: k < count,
+        _, _, sums, times = repeated(
+            count - begin,
             body,
-            (begin, [w[begin] for w in weights], weights, sums, times),
-            parallel_iterations=1,
-            maximum_iterations=count,
-            name="adjoint_of_stages",
+            ([w[begin] for w in weights], weights, sums, times),
+            "adjoint_of_stages",
+            bound=count,
         )
         return sums._replace(times=times)
 

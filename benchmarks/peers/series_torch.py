@@ -1,18 +1,20 @@
-"""Gradients of many outputs with torchdiffeq, as `outputs.py` asks for them."""
+"""Gradients of small problems with torchdiffeq, as `turns.py` asks for them."""
 
 import measure
 import torch
 import torchdiffeq
-from workloads import SERIES
+
+ACTIVATIONS = {"elu": torch.nn.functional.elu, "tanh": torch.tanh}
 
 
 class Dynamics(torch.nn.Module):
-    """The network; counts its evaluations and the steps."""
+    """The network, or the equations; counts its evaluations and the steps."""
 
-    def __init__(self, kernels, biases):
+    def __init__(self, kernels, biases, activation):
         super().__init__()
         self.kernels = torch.nn.ParameterList([torch.from_numpy(x) for x in kernels])
         self.biases = torch.nn.ParameterList([torch.from_numpy(x) for x in biases])
+        self.activation = ACTIVATIONS[activation]
         self.evaluations = self.steps = 0
 
     def callback_step(self, *_):
@@ -20,18 +22,27 @@ class Dynamics(torch.nn.Module):
 
     def forward(self, t, y):
         self.evaluations += 1
+        if not len(self.biases):
+            (a, b, c, d), (prey, predators) = self.kernels[0], y
+            meetings = prey * predators
+            return torch.stack([a * prey - b * meetings, d * meetings - c * predators])
         for kernel, bias in zip(self.kernels[:-1], self.biases[:-1]):
-            y = torch.nn.functional.elu(torch.addmm(bias, y, kernel))
+            y = self.activation(torch.addmm(bias, y, kernel))
         return torch.addmm(self.biases[-1], y, self.kernels[-1])
 
 
-def build(method, count):
+def build(series, method, count):
     """The gradient; `method` is the name of the function of torchdiffeq."""
-    kernels, biases, start = SERIES.data()
-    dynamics, start = Dynamics(kernels, biases), torch.from_numpy(start).requires_grad_()
-    times = torch.from_numpy(SERIES.times(count))
+    kernels, biases, start = series.data()
+    dynamics = Dynamics(kernels, biases, series.activation)
+    start = torch.from_numpy(start).requires_grad_()
+    times = torch.from_numpy(series.times(count))
     odeint = getattr(torchdiffeq, method)
-    options = dict(method="dopri5", rtol=SERIES.rtol, atol=SERIES.atol)
+    if series.num_steps is None:
+        options = dict(method="dopri5", rtol=series.rtol, atol=series.atol)
+    else:
+        # Its `rk4` is the 3/8 rule, of as many stages.
+        options = dict(method="rk4", options=dict(step_size=series.end / series.num_steps))
 
     def run():
         dynamics.evaluations = dynamics.steps = 0
@@ -43,7 +54,7 @@ def build(method, count):
     return run
 
 
-def facts(method, count, found):
+def facts(series, method, count, found):
     return found
 
 

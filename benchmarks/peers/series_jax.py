@@ -1,0 +1,98 @@
+"""Gradients of small problems with diffrax, as `turns.py` asks for them."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import measure
+
+
+class Rk4(diffrax.AbstractERK):
+    """The classical method, which diffrax does not have; without an error estimate."""
+
+    tableau = diffrax.ButcherTableau(
+        c=[0.5, 0.5, 1.0],
+        b_sol=[1 / 6, 1 / 3, 1 / 3, 1 / 6],
+        b_error=[0.0, 0.0, 0.0, 0.0],
+        a_lower=[[0.5], [0.0, 0.5], [0.0, 0.0, 1.0]],
+    )
+    interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+
+    def order(self, terms):
+        return 4
+
+
+def make_dynamics(series, visit):
+    activation = {"elu": jax.nn.elu, "tanh": jnp.tanh}[series.activation]
+
+    def dynamics(t, y, weights):
+        kernels, biases = weights
+        if visit is not None:
+            jax.debug.callback(visit)
+        if not biases:
+            (a, b, c, d), (prey, predators) = kernels[0], y
+            return jnp.stack(
+                [a * prey - b * prey * predators, d * prey * predators - c * predators]
+            )
+        for kernel, bias in zip(kernels[:-1], biases[:-1]):
+            y = activation(y @ kernel + bias)
+        return y @ kernels[-1] + biases[-1]
+
+    return dynamics
+
+
+def make_loss(series, visit=None):
+    """`(inputs, times) -> loss, stats`; `visit` is called in each evaluation."""
+    term = diffrax.ODETerm(make_dynamics(series, visit))
+    if series.num_steps is None:
+        controller = diffrax.PIDController(rtol=series.rtol, atol=series.atol)
+        solver, step, most = diffrax.Dopri5(), None, 4096
+    else:
+        controller, solver = diffrax.ConstantStepSize(), Rk4()
+        step, most = series.end / series.num_steps, series.num_steps
+
+    def loss(inputs, times):
+        start, *weights = inputs
+        solution = diffrax.diffeqsolve(
+            term, solver, 0.0, series.end, step, start, weights, max_steps=most,
+            saveat=diffrax.SaveAt(ts=times), stepsize_controller=controller,
+        )  # fmt: skip
+        return jnp.mean(solution.ys**2), solution.stats
+
+    return loss
+
+
+def arguments(series, count):
+    kernels, biases, start = jax.tree.map(jnp.asarray, series.data())
+    return (start, kernels, biases), jnp.asarray(series.times(count), jnp.float32)
+
+
+def build(series, method, count):
+    """The gradient, by the default adjoint."""
+    gradient = jax.jit(jax.value_and_grad(make_loss(series), has_aux=True))
+    inputs = arguments(series, count)
+
+    def run():
+        (loss, stats), _ = jax.block_until_ready(gradient(*inputs))
+        return loss, stats
+
+    return run
+
+
+def facts(series, method, count, stats):
+    evaluations = 0
+
+    def visit():
+        nonlocal evaluations
+        evaluations += 1
+
+    jax.block_until_ready(jax.jit(make_loss(series, visit))(*arguments(series, count)))
+    jax.effects_barrier()
+    return dict(steps=int(stats["num_steps"]), evaluations=evaluations)
+
+
+if __name__ == "__main__":
+    measure.serve(build, facts, f"diffrax {diffrax.__version__}, JAX {jax.__version__}")

@@ -1,0 +1,59 @@
+"""Gradients of small problems with tfsymadj, as `turns.py` asks for them."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import measure
+import tensorflow as tf
+
+import tfsymadj
+
+ACTIVATIONS = {"elu": tf.nn.elu, "tanh": tf.tanh}
+
+
+def build(series, method, count):
+    """The gradient; `method` is `outputs-mode`: `xla`, `jit` (the solve by itself) or `graph`."""
+    outputs, mode = method.split("-")
+    times = series.times(count)  # no tensor, which would get a gradient too
+    kernels, biases = ([tf.Variable(x) for x in arrays] for arrays in series.data()[:2])
+    y0, activation = tf.constant(series.data()[2]), ACTIVATIONS[series.activation]
+    if series.num_steps is None:
+        options = dict(rtol=series.rtol, atol=series.atol, outputs=outputs)
+    else:
+        options = dict(method="rk4", num_steps=series.num_steps // (count - 1))
+
+    def dynamics(t, y):
+        if not biases:
+            (a, b, c, d), (prey, predators) = tf.unstack(kernels[0]), tf.unstack(y)
+            meetings = prey * predators
+            return tf.stack([a * prey - b * meetings, d * meetings - c * predators])
+        for kernel, bias in zip(kernels[:-1], biases[:-1]):
+            y = activation(y @ kernel + bias)
+        return y @ kernels[-1] + biases[-1]
+
+    @tf.function(jit_compile=mode == "xla")
+    def gradient(start):
+        with tf.GradientTape() as tape:
+            tape.watch(start)
+            solution = tfsymadj.solve(
+                dynamics, start, times, jit_compile=True if mode == "jit" else None, **options
+            )
+            loss = tf.reduce_mean(solution.y**2)
+        return loss, tape.gradient(loss, [start, *kernels, *biases]), solution.stats
+
+    def run():
+        loss, gradients, stats = gradient(y0)
+        for x in gradients:
+            x.numpy()
+        return loss, stats
+
+    return run
+
+
+def facts(series, method, count, stats):
+    return dict(steps=int(stats.num_steps), evaluations=int(stats.num_evaluations))
+
+
+if __name__ == "__main__":
+    measure.serve(build, facts, f"TensorFlow {tf.__version__}")
