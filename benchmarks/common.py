@@ -180,7 +180,7 @@ def peer_environment():
     cores = str(len(os.sched_getaffinity(0)))
     # Threads of PyTorch that wait actively make it many times slower if anything else runs.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    return environment | {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": cores}
+    return environment | {"OMP_NUM_THREADS": cores}
 
 
 def add_peers(parser):

@@ -112,6 +112,7 @@ def run(case, work, pythons, options):
         # TensorFlow's usual allocator never returns what it holds, and a gradient after the first
         # would not grow the process at all.
         environment["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "1"
+        environment["MALLOC_ARENA_MAX"] = "1"  # or what one thread freed another does not get
     command = [pythons[case.runner], RUNNERS[case.runner], "--method", case.method]
     command += ["--workload", work.name, "--max-steps", str(work.max_steps), *options]
     result = subprocess.run(

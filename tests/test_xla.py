@@ -1,5 +1,7 @@
 """`jit_compile`: the solve compiles itself, whoever calls."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -62,6 +64,28 @@ def test_forward_and_backward_are_compiled(options):
     assert compiled_functions(gradient_of(True, **options), y0) == 2
     assert compiled_functions(gradient_of(False, **options), y0) == 0
     assert compiled_functions(gradient_of(None, **options), y0) == 0
+
+
+@pytest.mark.parametrize("num_steps", [slow(12), 11])
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        "symplectic_adjoint",
+        slow(SymplecticAdjoint("steps")),
+        slow(SymplecticAdjoint("stages")),
+        slow("aca"),
+    ],
+    ids=str,
+)
+def test_the_length_of_loops_of_fixed_steps_is_known(gradient, num_steps):
+    """On a GPU XLA asks the host before each pass of any other loop."""
+    y0 = tf.constant([1.0, 0.5], tf.float64)
+    compute = gradient_of(None, method="rk4", num_steps=num_steps, gradient=gradient)
+    function = tf.function(compute, autograph=False, jit_compile=True)
+    code = function.experimental_get_compiler_ir(y0)(stage="optimized_hlo")
+    loops = [line for line in code.splitlines() if re.search(r" while\(", line)]
+    assert len(loops) >= 2
+    assert all("known_trip_count" in line for line in loops)
 
 
 @pytest.mark.slow
@@ -134,7 +158,7 @@ def test_events():
     def event(jit_compile):
         @tf.function
         def run(w):
-            with tf.GradientTape(persistent=True) as tape:
+            with tf.GradientTape() as tape:
                 tape.watch(w)
                 solution = tfsymadj.solve(
                     lambda t, y, w: tf.stack([y[1], -w * w * y[0]]),

@@ -8,16 +8,17 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import measure
+import numpy as np
 
 
 class Rk4(diffrax.AbstractERK):
     """The classical method, which diffrax does not have; without an error estimate."""
 
     tableau = diffrax.ButcherTableau(
-        c=[0.5, 0.5, 1.0],
-        b_sol=[1 / 6, 1 / 3, 1 / 3, 1 / 6],
-        b_error=[0.0, 0.0, 0.0, 0.0],
-        a_lower=[[0.5], [0.0, 0.5], [0.0, 0.0, 1.0]],
+        c=np.array([0.5, 0.5, 1.0]),
+        b_sol=np.array([1, 2, 2, 1]) / 6,
+        b_error=np.zeros(4),
+        a_lower=[np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])],
     )
     interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
 
@@ -34,9 +35,8 @@ def make_dynamics(series, visit):
             jax.debug.callback(visit)
         if not biases:
             (a, b, c, d), (prey, predators) = kernels[0], y
-            return jnp.stack(
-                [a * prey - b * prey * predators, d * prey * predators - c * predators]
-            )
+            meetings = prey * predators
+            return jnp.stack([a * prey - b * meetings, d * meetings - c * predators])
         for kernel, bias in zip(kernels[:-1], biases[:-1]):
             y = activation(y @ kernel + bias)
         return y @ kernels[-1] + biases[-1]

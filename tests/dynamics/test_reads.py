@@ -458,7 +458,7 @@ ASSIGNED = {
 }
 
 
-@pytest.mark.parametrize("gradient", [METHODS[0], METHODS[4], METHODS[3]], ids=str)
+@pytest.mark.parametrize("gradient", [METHODS[0], *map(slow, METHODS[3:5])], ids=str)
 @pytest.mark.parametrize("name", ASSIGNED)
 def test_assigned_between_forward_and_backward(name, gradient):
     w = tf.Variable([2.0, 3.0], dtype=F64)
@@ -504,7 +504,7 @@ def test_what_can_not_be_given_its_value(kind, tmp_path):
         f = tf.function(lambda y: w * y).get_concrete_function(tf.TensorSpec([2], F64))
 
     def compute(assigned):
-        with tf.GradientTape(persistent=True) as tape:
+        with tf.GradientTape() as tape:
             tape.watch(y)
             end = solved(lambda t, y: f(y), y, SymplecticAdjoint(), 1)
         if assigned:

@@ -224,7 +224,7 @@ def test_jacobian(options):
 
     @tf.function
     def compute(gradient):
-        with tf.GradientTape(persistent=True) as tape:
+        with tf.GradientTape(persistent=isinstance(gradient, Backprop)) as tape:
             tape.watch(sources[:2])
             y = tfsymadj.odeint(
                 problem.dynamics, problem.y0, problem.t, gradient=gradient, **options

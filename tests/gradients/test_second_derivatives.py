@@ -23,7 +23,7 @@ HEUN, BOSH3 = (
         slow("eager", HEUN, "auto", id="eager-heun-auto"),
         slow("graph", HEUN, "steps", id="graph-heun-steps"),
         slow("graph", HEUN, "stages", id="graph-heun-stages"),
-        pytest.param("graph", BOSH3, "auto", id="graph-bosh3-auto"),
+        slow("graph", BOSH3, "auto", id="graph-bosh3-auto"),
         slow("graph", BOSH3, "stages", id="graph-bosh3-stages"),
     ],
 )

@@ -181,7 +181,7 @@ def test_gradient_of_args_only():
     "jit, options",
     [
         pytest.param(None, dict(method="bosh3", rtol=1e-3), id="graph-pi"),
-        pytest.param(True, dict(method="rk4", num_steps=5), id="xla-rk4"),
+        slow(True, dict(method="rk4", num_steps=5), id="xla-rk4"),
         slow(None, dict(method="rk4", num_steps=5), id="graph-rk4"),
         slow(True, dict(method="bosh3", rtol=1e-3), id="xla-pi"),
     ],

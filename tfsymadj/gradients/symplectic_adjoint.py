@@ -80,8 +80,7 @@ class SymplecticAdjoint(Recomputing):
         elif self.checkpoints == "steps":
             recording = Recording(stride=1, rows=n)
         else:
-            # n / c checkpoints and c s stage values at a time: least for c = sqrt(n / s).
-            stride = max(1, round(math.sqrt(n / s))) if isinstance(n, int) else _stride(n, s)
+            stride = _stride(n, s, whole=problem.known_length)
             # Where fewer steps may be taken, all of their stages may fit in. Not elsewhere: an
             # eager tape would hold the ring a second time.
             ring = 0 if problem.known_length else stride
@@ -113,6 +112,22 @@ class SymplecticAdjoint(Recomputing):
         return planned
 
 
-def _stride(n, s):
-    stride = tf.cast(tf.round(tf.sqrt(tf.cast(n, tf.float64) / s)), tf.int32)
-    return tf.maximum(stride, 1)
+def _stride(n, s, whole):
+    """The length of a segment, of n steps of s stages.
+
+    There are n / c checkpoints and c s stage values at a time: least for c = sqrt(n / s).
+
+    Args:
+        whole: whether one that divides n is preferred, if it takes little more memory: a shorter
+            last segment is code of its own.
+    """
+    if not isinstance(n, int):
+        stride = tf.cast(tf.round(tf.sqrt(tf.cast(n, tf.float64) / s)), tf.int32)
+        return tf.maximum(stride, 1)
+    best = max(1, round(math.sqrt(n / s)))
+
+    def held(c):
+        return -(-n // c) + c * s
+
+    divisors = [c for c in range(1, 2 * best + 1) if n % c == 0] if whole else []
+    return min([c for c in divisors if held(c) <= 1.1 * held(best)] or [best], key=held)
