@@ -47,7 +47,7 @@ FIXED_STEPS = dict(method="rk4", num_steps=3)
 
 
 @JIT
-@pytest.mark.parametrize("make", [keras.optimizers.SGD, keras.optimizers.Adam])
+@pytest.mark.parametrize("make", [slow(keras.optimizers.SGD), keras.optimizers.Adam])
 @pytest.mark.parametrize("batch", [0, slow(1), slow(2)])
 def test_steps_of_failed_solves_are_undone(make, batch, jit, caplog):
     x, y = x_and_y(batch=12)

@@ -34,7 +34,7 @@ def compiled_functions(function, *args):
         slow(SymplecticAdjoint("steps")),
         slow(SymplecticAdjoint("stages")),
         slow(SymplecticAdjoint(11)),
-        "backprop",
+        slow("backprop"),
         slow("aca"),
         slow("baseline"),
         slow("continuous_adjoint"),
@@ -152,6 +152,7 @@ def test_inside_of_constructs(construct):
         np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_events():
     w = tf.constant(1.3, tf.float64)
 
@@ -204,6 +205,7 @@ def test_other_outputs(options):
         np.testing.assert_allclose(actual, expected, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_steady_state():
     a = tf.constant([4.0], tf.float64)
 

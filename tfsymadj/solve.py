@@ -228,15 +228,8 @@ def _solve(
         outcome = outcome._replace(ys=ys, times=None)
     elif positions is not None and not solver.every_step:
         outcome = outcome._replace(ys=[tf.gather(y, positions) for y in outcome.ys])
-    solution = Solution(
-        t=times if outcome.times is None else outcome.times,
-        y=_as_given(outcome.ys, state),
-        status=outcome.status,
-        stats=outcome.stats,
-        event=event,
-        interpolant=interpolant,
-    )
-    return solution, outcome.time
+    t, y = times if outcome.times is None else outcome.times, _as_given(outcome.ys, state)
+    return Solution(t, y, outcome.status, outcome.stats, event, interpolant), outcome.time
 
 
 def _as_given(ys, state):

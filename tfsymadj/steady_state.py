@@ -100,11 +100,6 @@ def steady_state(
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     autonomous = calling.is_autonomous(dynamics, args, forward.autonomous, y0)
 
-    def excess(t, y, *args):
-        slopes = calling.call(dynamics, t, y, args, autonomous)
-        return _size(tf.nest.flatten(slopes), tf.nest.flatten(y)) / (_ROOT * tolerance) - 1.0
-
-    rest = _Rest(excess, direction=-1, args=args)
     implicit = Options(
         method="euler",
         num_steps=1,
@@ -112,24 +107,17 @@ def steady_state(
         on_failure="status",
         jit_compile=forward.jit_compile,
     )
-    # A start at rest has no event after it: next to nothing is left of the solve.
-    resting = solve_with(dynamics, y0, [0.0, 1.0], args, implicit, autonomous).success
-    whole = tf.constant(max_time, tf.float64)
-    end = tf.where(resting, _AT_ONCE * whole, whole)
-    found = solve_with(
-        dynamics,
-        y0,
-        tf.stack([tf.zeros_like(end), end]),
-        args,
-        dataclasses.replace(forward, event=rest),
-        autonomous,
-    )
-    happened = tf.logical_and(found.event.index >= 0, tf.logical_not(resting))
-    last = tf.where(resting, 0, -1)
-    y = tf.nest.map_structure(
-        lambda a, b: tf.stop_gradient(tf.where(happened, a, b[last])), found.event.y, found.y
-    )
-    at_rest = solve_with(dynamics, y, [0.0, 1.0], args, implicit, autonomous)
+
+    def solved(y0, t, options):
+        return solve_with(dynamics, y0, t, args, options, autonomous)
+
+    def excess(t, y, *args):
+        slopes = calling.call(dynamics, t, y, args, autonomous)
+        return _size(tf.nest.flatten(slopes), tf.nest.flatten(y)) / (_ROOT * tolerance) - 1.0
+
+    forward = dataclasses.replace(forward, event=_Rest(excess, direction=-1, args=args))
+    y, t, stats = _end(solved, y0, max_time, forward, implicit)
+    at_rest = solved(y, [0.0, 1.0], implicit)
     if forward.on_failure == "raise":
         message = (
             "The dynamics did not come to rest within `max_time`: look at the solution by `solve`, "
@@ -140,10 +128,27 @@ def steady_state(
             at_rest = tf.nest.map_structure(tf.identity, at_rest)
     return SteadyState(
         y=tf.nest.map_structure(lambda y: y[-1], at_rest.y),
-        t=tf.stop_gradient(tf.where(happened, found.event.t, found.t[last])),
+        t=t,
         success=at_rest.success,
-        stats=found.stats,
+        stats=stats,
     )
+
+
+def _end(solved, y0, max_time, forward, implicit):
+    """The state where the solve ended, the time and the `Stats`; constants."""
+    # A start at rest has no event after it: next to nothing is left of the solve.
+    resting = solved(y0, [0.0, 1.0], implicit).success
+    whole = tf.constant(max_time, tf.float64)
+    end = tf.where(resting, _AT_ONCE * whole, whole)
+    found = solved(y0, tf.stack([tf.zeros_like(end), end]), forward)
+    happened = tf.logical_and(found.event.index >= 0, tf.logical_not(resting))
+    last = tf.where(resting, 0, -1)
+    y, t = tf.nest.map_structure(
+        lambda a, b: tf.stop_gradient(tf.where(happened, a, b[last])),
+        (found.event.y, found.event.t),
+        (found.y, found.t),
+    )
+    return y, t, found.stats
 
 
 def _forward(given: dict[str, Any], tolerance):

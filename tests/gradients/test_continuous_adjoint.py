@@ -28,7 +28,7 @@ def test_continuous_adjoint_of_everything(mode):
 def test_continuous_adjoint_is_as_exact_as_its_tolerance():
     exact = gradients(mlp(), Backprop(), "graph", method="dopri8", rtol=1e-13, atol=1e-13)
     errors = []
-    for tolerance in (1e-4, 1e-6, 1e-8, 1e-10):
+    for tolerance in (1e-4, 1e-7, 1e-10):
         options = dict(method="dopri5", rtol=tolerance, atol=tolerance)
         found = gradients(mlp(), ContinuousAdjoint(), "graph", **options)
         errors.append(relative_error(found, exact))

@@ -144,7 +144,7 @@ def test_order_within_a_step(method, largest):
         SymplecticAdjoint(),
         slow(SymplecticAdjoint("steps")),
         slow(SymplecticAdjoint("stages")),
-        SymplecticAdjoint(12),
+        slow(SymplecticAdjoint(12)),
         tfsymadj.StepCheckpoint(),
         slow(tfsymadj.SolveCheckpoint()),
     ],

@@ -10,8 +10,9 @@ from tfsymadj.loop.failures import nan_where
 from tfsymadj.methods.extension import Extension
 from tfsymadj.methods.method import SlopeCotangents
 
-#: Outputs inside of steps are computed so many at a time, but not more than so many numbers.
-_BLOCK, _BLOCK_NUMBERS = 16, 2**16
+#: Outputs inside of steps are computed so many at a time, more if there are very many of them (then
+#: it takes about so many times), but not more than so many numbers.
+_BLOCK, _BLOCKS, _BLOCK_NUMBERS = 16, 32, 2**16
 
 
 class Taken(NamedTuple):
@@ -227,7 +228,8 @@ class InterpolatedOutputs:
         self._count = tf.size(times) if times.shape[0] is None else times.shape[0]
         self._with_rates = with_rates
         largest = max((y.shape.num_elements() or _BLOCK_NUMBERS // 8) for y in ys)
-        self._block = max(1, min(_BLOCK, _BLOCK_NUMBERS // max(largest, 1)))
+        block = max(_BLOCK, self._count // _BLOCKS) if isinstance(self._count, int) else _BLOCK
+        self._block = max(1, min(block, _BLOCK_NUMBERS // max(largest, 1)))
         self._num_blocks = -(-self._count // self._block)
         # A step visits each block at most once, and the last one of the step before again.
         self._bound = self._num_blocks + 1 if isinstance(self._num_blocks, int) else None
@@ -296,15 +298,15 @@ class InterpolatedOutputs:
         stacked = []
         for r, y in zip(lists, [*ys0, *ys0]):
             x = buffers.stack_rows(r, self._empty_block(y))
-            x = tf.reshape(x, tf.concat([[-1], tf.shape(y)], 0))[:count]
-            stacked.append(tf.ensure_shape(x, [static, *y.shape]))
+            stacked.append(tf.reshape(x, tf.concat([[-1], tf.shape(y)], 0)))
         outputs = [
-            tf.ensure_shape(tf.concat([[y0], x[1:-1], [y]], 0), x.shape)
+            tf.ensure_shape(tf.concat([[y0], x[1 : count - 1], [y]], 0), [static, *y.shape])
             for x, y0, y in zip(stacked[:size], ys0, last.ys)
         ]
         lost = tf.logical_and(last.short, tf.range(count) >= m)
         outputs = [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
-        return outputs, stacked[size:], None
+        rates = [tf.ensure_shape(x[:count], [static, *x.shape[1:]]) for x in stacked[size:]]
+        return outputs, rates, None
 
     def last_cotangents(self, cotangents, accepted):
         return [g[-1] for g in cotangents]
