@@ -271,7 +271,7 @@ def _solve_eagerly(dynamics, inputs, solver, way):
         steps = solver.controller.num_steps(stops)
     if steps is not None:
         steps = arguments.as_count(int(steps))
-        if not solver.jit_compile:  # XLA has to know
+        if not (solver.jit_compile or solver.gradient.plans_by_length):
             inputs["num_steps"] = tf.constant(steps, tf.int32)
             steps = None
 

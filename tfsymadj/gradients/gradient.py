@@ -8,7 +8,13 @@ class Gradient(Configured):
     """A way to differentiate a solve; derive your own from this class.
 
     `solve` is needed, and `get_config` if the constructor takes arguments.
+
+    Attributes:
+        plans_by_length: whether an eager solve is to be traced for its number of equal steps, not
+            for any number.
     """
+
+    plans_by_length: bool = False
 
     def solve(self, problem: Problem) -> Outcome:
         """Solves `problem` in such a way that `Outcome.ys` can be differentiated.

@@ -9,6 +9,7 @@ import math
 import tensorflow as tf
 
 from tfsymadj.checkpoints.budget import budget_recording
+from tfsymadj.checkpoints.memory import as_bytes, memory_recording
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.config import is_int
 from tfsymadj.gradients.recomputing import Recomputing
@@ -45,9 +46,15 @@ class SymplecticAdjoint(Recomputing):
             adaptive solves in a row each holds its own stage values.
 
             In an adaptive solve `"steps"` and `"stages"` need the memory of `max_steps` steps.
+        memory: in place of `checkpoints` a budget of bytes, an int or a string such as
+            `"256 MiB"`: of the plans that hold no more states than that at any time the one with
+            the fewest evaluations: all stage values where they fit, else as many as do, else
+            binomial checkpointing. The activations of one use of the dynamics come on top. Where
+            the sizes of the state are not known when the solve is traced, no fewer states are held
+            than with `"auto"`.
 
     Raises:
-        ValueError: if `checkpoints` is none of these.
+        ValueError: if `checkpoints` or `memory` is none of these, or both are given.
 
     Example:
 
@@ -56,7 +63,7 @@ class SymplecticAdjoint(Recomputing):
     >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient=gradient)
     """
 
-    def __init__(self, checkpoints: str | int = "auto"):
+    def __init__(self, checkpoints: str | int = "auto", *, memory: int | str | None = None):
         if is_int(checkpoints):
             checkpoints = int(checkpoints)
         # The least budget depends on the method: see `budget_recording`.
@@ -66,14 +73,29 @@ class SymplecticAdjoint(Recomputing):
                 f"`checkpoints` must be one of {list(_CHECKPOINTS)}, or an int, at least s + 4 "
                 f"for a method of s stages. Received: {checkpoints!r}"
             )
+        if memory is not None and checkpoints != "auto":
+            raise ValueError(
+                "`checkpoints` and `memory` can't both be given. "
+                f"Received: checkpoints={checkpoints!r}, memory={memory!r}"
+            )
         self.checkpoints = checkpoints
+        self.memory = memory
+        self._bytes = None if memory is None else as_bytes(memory)
 
     def get_config(self):
+        if self.memory is not None:
+            return {"memory": self.memory}
         return {"checkpoints": self.checkpoints}
+
+    @property
+    def plans_by_length(self):
+        return self.memory is not None
 
     def recording(self, problem):
         n, s = problem.max_steps, problem.method.stages
-        if isinstance(self.checkpoints, int):
+        if self._bytes is not None:
+            recording = memory_recording(problem, self._bytes)
+        elif isinstance(self.checkpoints, int):
             recording = budget_recording(problem, self.checkpoints)
         elif self.checkpoints == "stages":
             recording = Recording(stride=n, rows=0, ring=n)
@@ -85,7 +107,7 @@ class SymplecticAdjoint(Recomputing):
             # eager tape would hold the ring a second time.
             ring = 0 if problem.known_length else stride
             return Recording(stride=stride, rows=-(-n // stride), ring=ring)
-        if not problem.known_length:
+        if not problem.known_length and self._bytes is None:
             states = recording.ring * s + recording.rows
             problem.refuse_size(
                 states,

@@ -1,0 +1,110 @@
+"""Budgets of bytes."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.gradients import FLOAT64, gradients, relative_error
+from helpers.modes import MODES, run, slow
+from helpers.problems import mlp
+
+import tfsymadj
+from tfsymadj import Backprop, SymplecticAdjoint
+from tfsymadj.checkpoints.memory import as_bytes
+
+STATE = 5 * 3 * 8  # bytes of the state of `mlp()`
+FIXED = dict(method="rk4", num_steps=6)
+ADAPTIVE = dict(method="bosh3", rtol=1e-3, max_steps=40)
+
+
+@pytest.mark.parametrize(
+    "memory, count",
+    [
+        (1, 1),
+        (np.int64(2**40), 2**40),
+        ("64 B", 64),
+        ("256 MiB", 256 * 2**20),
+        ("1.5GiB", 3 * 2**29),
+        (" 2 kB ", 2000),
+        ("1 TB", 10**12),
+    ],
+)
+def test_bytes(memory, count):
+    assert as_bytes(memory) == count
+
+
+@pytest.mark.parametrize("memory", [0, -1, 1.5, True, "", "256", "MiB", "1 mib", "0 B", "-1 B"])
+def test_wrong_bytes(memory):
+    with pytest.raises(ValueError, match="`memory` must be a positive number of bytes"):
+        SymplecticAdjoint(memory=memory)
+
+
+def test_objects():
+    gradient = SymplecticAdjoint(memory="1 MiB")
+    assert gradient == SymplecticAdjoint.from_config(gradient.get_config())
+    assert gradient not in (SymplecticAdjoint(), SymplecticAdjoint(memory="2 MiB"))
+    assert repr(gradient) == "SymplecticAdjoint(memory='1 MiB')"
+    with pytest.raises(ValueError, match="can't both be given"):
+        SymplecticAdjoint(8, memory=1024)
+
+
+def work(gradient, mode, **options):
+    """Evaluations backward."""
+    problem = mlp()
+
+    def solved():
+        return tfsymadj.solve(
+            problem.dynamics, problem.y0, problem.t, gradient=gradient, **options
+        ).stats.num_backward_evaluations
+
+    return int(run(solved, mode))
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("states", [8, slow(9), 20, 47, 48, slow(100)])
+def test_plans_are_those_of_so_many_states(states, mode):
+    """All of 12 steps of 4 stages from 48 states on."""
+    found = work(SymplecticAdjoint(memory=states * STATE + STATE // 2), mode, **FIXED)
+    assert found == work(SymplecticAdjoint(states), "graph", **FIXED)
+    assert (found == 48) == (states >= 48)
+
+
+@pytest.mark.parametrize("memory", [8 * STATE, 14 * STATE, "1 MiB"])
+@pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("mode", [*map(slow, MODES[:1]), "graph", slow("xla")])
+def test_gradients(memory, options, mode):
+    expected = gradients(mlp(), Backprop(), "graph", **options)
+    actual = gradients(mlp(), SymplecticAdjoint(memory=memory), mode, **options)
+    assert relative_error(actual, expected) < FLOAT64
+
+
+@pytest.mark.parametrize("jit_compile", [None, slow(True)])
+@pytest.mark.parametrize("options", [FIXED, slow(ADAPTIVE)], ids=["fixed", "adaptive"])
+def test_unknown_batch_size(options, jit_compile):
+    problem = mlp()
+    signature = [tf.TensorSpec([None, 3], tf.float64)]
+
+    def compute(gradient):
+        @tf.function(input_signature=signature, jit_compile=jit_compile)
+        def run(y0):
+            with tf.GradientTape() as tape:
+                tape.watch(y0)
+                solution = tfsymadj.solve(
+                    problem.dynamics, y0, problem.t, gradient=gradient, **options
+                )
+            return tape.gradient(solution.y, y0), solution.stats
+
+        return run(problem.y0)
+
+    expected, _ = compute(SymplecticAdjoint("steps"))
+    evaluations = []
+    for memory in (8 * STATE, 40 * STATE, 1000 * STATE):
+        actual, stats = compute(SymplecticAdjoint(memory=memory))
+        assert relative_error(actual, expected) < FLOAT64
+        evaluations.append(int(stats.num_backward_evaluations))
+    assert evaluations[0] > evaluations[1] > evaluations[2]
+    assert evaluations[2] == int(stats.num_accepted) * (4 if options is FIXED else 3)
+
+
+def test_too_little():
+    with pytest.raises(ValueError, match=f"at least {8 * STATE} bytes, s . 4 states of {STATE}"):
+        work(SymplecticAdjoint(memory=8 * STATE - 1), "graph", **FIXED)
