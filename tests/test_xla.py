@@ -248,7 +248,8 @@ def test_fit_and_export(tmp_path):
 @pytest.mark.slow
 def test_flow():
     keras.utils.set_random_seed(0)
-    inner = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)])
+    layers = [keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)]
+    inner = keras.Sequential([keras.Input((2,)), *layers])
     x = tf.constant(np.random.default_rng(0).normal(size=(4, 2)), tf.float32)
     base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0])
 

@@ -13,7 +13,7 @@ from tfsymadj.checkpoints.memory import as_bytes
 
 STATE = 5 * 3 * 8  # bytes of the state of `mlp()`
 FIXED = dict(method="rk4", num_steps=6)
-ADAPTIVE = dict(method="bosh3", rtol=1e-3, max_steps=40)
+ADAPTIVE = dict(method="bosh3", rtol=1e-3, max_steps=40, outputs="step")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_unknown_batch_size(options, jit_compile):
         actual, stats = compute(SymplecticAdjoint(memory=memory))
         assert relative_error(actual, expected) < FLOAT64
         evaluations.append(int(stats.num_backward_evaluations))
-    assert evaluations[0] > evaluations[1] > evaluations[2]
+    assert evaluations[0] >= evaluations[1] >= evaluations[2] < evaluations[0]
     assert evaluations[2] == int(stats.num_accepted) * (4 if options is FIXED else 3)
 
 
