@@ -7,7 +7,7 @@ PEERS := .peers
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-slow test-oldest lint format benchmarks benchmark-peers clean
+.PHONY: help venv demo test test-unit test-slow test-oldest lint format benchmarks benchmark-peers gpu-check clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -78,6 +78,10 @@ $(PEERS)/%/.stamp: benchmarks/peers/requirements-%.txt
 benchmark-peers: venv $(PEERS)/jax/.stamp $(PEERS)/torch/.stamp  ## Compare with diffrax, torchdiffeq and TFP.
 	$(BIN)/python benchmarks/compare_peers.py --output docs
 	$(BIN)/python benchmarks/outputs.py --output docs
+	$(BIN)/python benchmarks/small.py --output docs
+
+gpu-check: venv  ## On a machine with a GPU: the tests that matter there, and the tables, to docs/gpu.md.
+	$(BIN)/python benchmarks/gpu_check.py --output docs
 
 clean:  ## Remove the environment, caches and outputs.
 	rm -rf $(VENV) $(OLDEST) $(PEERS) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis

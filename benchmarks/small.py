@@ -9,6 +9,7 @@ benchmark-peers` makes the environments that the peers run in. See README.md her
 
 import math
 import statistics
+import textwrap
 
 import common
 import turns
@@ -36,19 +37,18 @@ RATIOS = [
 
 def plot(ms, cases, problems, caption, path):
     plt = common.pyplot()
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     rows = range(len(problems))
     for case in cases:
         times = [ms(case.name, problem) for problem in problems]
         axis.plot(times, rows, linestyle="", markersize=9, label=case.name, **case.style)
     axis.set(xscale="log", xlabel="time of a gradient (ms)")
-    titles = [SERIES[problem].title.replace(": ", "\n", 1) for problem in problems]
-    axis.set_yticks(rows, [title.replace(", dopri5", ",\ndopri5") for title in titles])
+    axis.set_yticks(rows, [textwrap.fill(SERIES[problem].title, 32) for problem in problems])
     axis.set_ylim(len(problems) - 0.5, -0.5)
     axis.xaxis.set_major_formatter("{x:,g}")
     axis.grid(axis="both", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     axis.set_title(caption, fontsize=9, loc="left")
     common.save(figure, path)
 
