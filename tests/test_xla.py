@@ -121,6 +121,32 @@ def test_jacobian():
     np.testing.assert_allclose(jacobian(y0, True), jacobian(y0, None), rtol=1e-12)
 
 
+@pytest.mark.parametrize("construct", ["map_fn", "while_loop", "cond"])
+def test_variables_inside_of_constructs(construct):
+    start = tf.constant([[1.0, 0.5], [0.3, 0.2]], tf.float64)
+    w = tf.Variable(0.5, dtype=tf.float64)
+
+    @tf.function
+    def compute(jit_compile):
+        def end(y):
+            return tfsymadj.odeint(
+                lambda t, y: -w * y * y, y, [0.0, 1.0], jit_compile=jit_compile, **FIXED
+            )[-1]
+
+        with tf.GradientTape() as tape:
+            if construct == "map_fn":
+                y = tf.map_fn(end, start)
+            elif construct == "while_loop":
+                passes = dict(maximum_iterations=2)
+                y = tf.while_loop(lambda y: True, lambda y: (end(y),), (start,), **passes)[0]
+            else:
+                y = tf.cond(start[0, 0] > 0.0, lambda: end(start), lambda: start)
+            loss = tf.reduce_sum(y**2)
+        return tape.gradient(loss, w)
+
+    np.testing.assert_allclose(compute(True), compute(None), rtol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("construct", ["map_fn", "while_loop", "cond", "vectorized_map"])
 def test_inside_of_constructs(construct):

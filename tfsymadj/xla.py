@@ -48,7 +48,12 @@ def compiled(function: Callable[[], Any], jit_compile: bool | None) -> Any:
     flat = tf.nest.flatten(results)
     numbers = [i for i, x in enumerate(flat) if _has_derivative(x)]
     tensors = [x for x, _ in concrete.graph.captures if _has_derivative(x)]
-    variables = [v for v in concrete.graph.variables if v.trainable]
+    # Those that are read by their handles: the values of others are among the tensors. In a loop or
+    # a branch TensorFlow refuses a handle that its own pass forward has not captured.
+    captured = {id(x) for x, _ in concrete.graph.captures}
+    variables = [
+        v for v in concrete.graph.variables if v.trainable and id(_platform.handle(v)) in captured
+    ]
     sources = [*tensors, *map(_platform.handle, variables)]
 
     def backward(cotangents):
