@@ -325,6 +325,14 @@ def test_what_can_not_be_compiled(mode):
         (tf.function(solved) if mode == "graph" else solved)()
 
 
+def test_two_tapes_around_eager_code_are_refused():
+    y0 = tf.constant([1.0, 0.5], tf.float64)
+    with tf.GradientTape() as outer:
+        outer.watch(y0)
+        with pytest.raises(RuntimeError, match="inside of a `tf.function`"):
+            gradient_of(True, **FIXED)(y0)
+
+
 def test_wrong_values():
     with pytest.raises(ValueError, match="`jit_compile` must be True, False or None"):
         tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], jit_compile="auto")

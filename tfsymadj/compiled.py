@@ -56,6 +56,12 @@ class _EagerCaller(Caller):
 
     def dynamics(self):
         """The dynamics of the call in progress."""
+        if _current.dynamics is None:
+            raise RuntimeError(
+                "`jit_compile=True` has no gradient in eager code under more than one recording "
+                "`tf.GradientTape`: call the solver and its gradient inside of a `tf.function`, or "
+                "leave `jit_compile` out."
+            )
         return _current.dynamics
 
     def function(self, i):

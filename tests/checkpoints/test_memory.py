@@ -61,11 +61,12 @@ def work(gradient, mode, **options):
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("states", [8, slow(9), 20, 47, 48, slow(100)])
-def test_plans_are_those_of_so_many_states(states, mode):
-    """All of 12 steps of 4 stages from 48 states on."""
+def test_plans_of_so_many_states(states, mode):
+    """All of 12 steps of 4 stages from 48 states on; else as many of the last steps as fit."""
     found = work(SymplecticAdjoint(memory=states * STATE + STATE // 2), mode, **FIXED)
-    assert found == work(SymplecticAdjoint(states), "graph", **FIXED)
     assert (found == 48) == (states >= 48)
+    at_most = work(SymplecticAdjoint(states), "graph", **FIXED)
+    assert found < at_most or found == at_most == 48
 
 
 @pytest.mark.parametrize("memory", [8 * STATE, 14 * STATE, "1 MiB"])

@@ -493,6 +493,23 @@ def saved(w, path):
     return tf.saved_model.load(path)
 
 
+@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
+@pytest.mark.parametrize("gradient", METHODS, ids=str)
+def test_concrete_functions(gradient, mode):
+    w = tf.Variable([2.0, 3.0], dtype=F64)
+    y = tf.constant([1.0, 1.0], F64)
+    f = tf.function(lambda y: w * y).get_concrete_function(tf.TensorSpec([2], F64))
+
+    def compute():
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            end = solved(lambda t, y: f(y), y, gradient, 1)
+        return tape.gradient(end, [w, y])
+
+    for x, expected in zip(run(compute, mode), [[1.0, 1.0], [3.0, 4.0]]):
+        np.testing.assert_allclose(x, expected)
+
+
 @pytest.mark.parametrize("kind", ["loaded", "concrete"])
 def test_what_can_not_be_given_its_value(kind, tmp_path):
     w = tf.Variable([2.0, 3.0], dtype=F64)

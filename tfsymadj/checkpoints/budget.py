@@ -22,15 +22,23 @@ from tfsymadj.checkpoints.recording import Recording
 _LARGE = 2**30
 
 
-def budget_recording(problem, budget):
+def budget_recording(problem, budget, keeps_last=None):
     """The `Recording` that holds at most `budget` states at any time.
 
     Of the possible lengths of a segment it takes the one with the fewest evaluations.
+
+    Args:
+        problem: `Problem`.
+        budget: int.
+        keeps_last: whether the last segment's stage values are kept where not all are; None: unless
+            the number of steps is known, see `SymplecticAdjoint.recording`.
 
     Raises:
         ValueError: if the budget is below s + 4.
     """
     n, s = problem.max_steps, problem.method.stages
+    if keeps_last is None:
+        keeps_last = not problem.known_length
     if budget < s + 4:
         raise ValueError(
             f"`checkpoints` must be at least s + 4 = {s + 4} for the method "
@@ -45,7 +53,7 @@ def budget_recording(problem, budget):
     best = None
     for stride in range(1, min((budget - 1) // s, n) + 1):
         segments, slots = -(-n // stride), budget - stride * s
-        ring = 0 if problem.known_length else stride  # see `SymplecticAdjoint.recording`
+        ring = stride if keeps_last else 0
         again = 0 if segments <= slots else num_advanced_again(segments, slots)
         cost = stride * again - ring
         if best is None or cost < best[0]:

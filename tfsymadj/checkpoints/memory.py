@@ -58,7 +58,7 @@ def memory_recording(problem, memory):
                 f"`memory` must be at least {(s + 4) * size} bytes, s + 4 states of {size} bytes, "
                 f"for the method {problem.method.name!r} of s = {s} stages. Received: {memory}"
             )
-        return budget_recording(problem, states)
+        return budget_recording(problem, states, keeps_last=True)
     sizes = [tf.size(y, tf.int64) * y.dtype.size for y in parts]
     size = tf.maximum(tf.add_n(sizes), 1) if sizes else tf.ones([], tf.int64)
     states = tf.cast(tf.minimum(memory // size, _MOST), tf.float64)

@@ -102,7 +102,7 @@ class Sweep:
         # there: or the solves of a model would all be at it at once.
         cotangents = state.totals.ys
         with tf.control_dependencies(cotangents):
-            steps = steps if isinstance(steps, int) else tf.identity(steps)
+            kept = [tf.identity(x) for x in self._kept.states]
         # One place for all segments: what an earlier segment left is overwritten.
         if single:
             stages, rows = None, []
@@ -118,7 +118,7 @@ class Sweep:
         def segment(q, length, variables):
             held, rows, state = variables
             begin = q * stride
-            ys, held = recording.restore(q, held, self._kept.states, like, advance)
+            ys, held = recording.restore(q, held, kept, like, advance)
             if not single:
                 ys, rows = self._recompute(begin, length - 1, ys, stages, rows)
             # The last step's stages are used at once, and the state after it is not needed, so
@@ -128,7 +128,7 @@ class Sweep:
                 state = self._adjoint_steps(begin, length - 1, stages, rows, state)
             return held, rows, state
 
-        variables = recording.held(self._kept.states, -(-self._written // stride)), rows, state
+        variables = recording.held(kept, -(-self._written // stride)), rows, state
         if isinstance(steps, int) and isinstance(stride, int):
             # The shorter one by itself, so that XLA knows the length of all loops.
             count, rest = divmod(steps, stride)
