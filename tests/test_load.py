@@ -92,7 +92,7 @@ def test_eight_threads_share_a_layer(options):
         return [value, *tape.gradient(value, weights)]
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(compute, range(48)))
+        together = list(pool.map(compute, range(24)))
     for i, found in enumerate(together):
         for a, b in zip(found, compute(i)):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

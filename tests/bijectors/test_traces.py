@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.flows import Field, normal, points
 from helpers.gradients import relative_error
-from helpers.modes import MODES, XLA_SLOW, run
+from helpers.modes import MODES, partly_slow, run
 
 from tfsymadj import Backprop
 from tfsymadj.bijectors import CNF, ExactTrace, HutchinsonTrace, HutchPlusPlusTrace
@@ -53,7 +53,7 @@ TRACE_OBJECTS = [
 ]
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("trace", TRACE_OBJECTS, ids=repr)
 def test_gradients_are_those_of_backprop(trace, mode):
     """Of log_prob and the regularizers, for the input, the condition and the variables."""

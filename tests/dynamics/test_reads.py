@@ -197,23 +197,21 @@ def test_reads(read, mode):
     check(field(sources, read), sources, SymplecticAdjoint(), mode)
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "graph", "xla"))
 @pytest.mark.parametrize("way", WAYS, ids=lambda f: f.__name__)
 def test_ways(way, mode):
     sources = Sources()
     check(way(field(sources, tf.identity)), sources, SymplecticAdjoint(), mode)
 
 
-@pytest.mark.parametrize(
-    "gradient", partly_slow(METHODS[1:], SymplecticAdjoint(8), Backprop()), ids=str
-)
+@pytest.mark.parametrize("gradient", partly_slow(METHODS, *METHODS[1:3], *METHODS[4:]), ids=str)
 @pytest.mark.parametrize("way", WAYS[1:], ids=lambda f: f.__name__)
 def test_ways_by_every_gradient(way, gradient):
     sources = Sources()
     check(way(field(sources, tf.identity)), sources, gradient, "graph")
 
 
-@pytest.mark.parametrize("gradient", METHODS, ids=str)
+@pytest.mark.parametrize("gradient", partly_slow(METHODS, *METHODS[1:3]), ids=str)
 @pytest.mark.parametrize("way", [recomputed, by_hand], ids=lambda f: f.__name__)
 def test_custom_gradients_in_branches(way, gradient):
     """Which plain TensorFlow refuses to differentiate in graphs."""
@@ -288,7 +286,7 @@ def symbolic_for(name):
     return make
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("gradient", [METHODS[0], METHODS[4], METHODS[5]], ids=str)
 @pytest.mark.parametrize("name", ["w", "frozen", "c"])
 def test_tapes_inside(name, gradient, mode):
