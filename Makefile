@@ -25,7 +25,8 @@ demo: venv  ## Train a small model on handwritten digits.
 
 # One after the other: TensorFlow keeps what XLA has compiled for as long as a process lives. No tests at all is 5.
 GROUPS := tests/bijectors tests/dynamics tests/gradients tests/layers tests/loop \
-	"tests/checkpoints tests/events tests/methods tests/platform tests/steps" "tests/examples tests/test_[a-f]*.py" "tests/test_[g-z]*.py"
+	"tests/checkpoints tests/events tests/methods tests/platform tests/steps" "tests/test_[a-c]*.py" \
+	"tests/examples tests/test_[d-f]*.py" "tests/test_[g-z]*.py"
 define in-groups
 	@failed=0; for group in $(GROUPS); do \
 	  $(1) -m pytest -n 2 $(2) $$group; code=$$?; \
