@@ -296,10 +296,12 @@ def test_flow():
 
 
 def test_failures_raise_and_gradients_are_nan():
+    y0 = tf.ones([])
+
     def solved(on_failure):
         return tfsymadj.solve(
             lambda t, y: y * y,
-            tf.ones([]),
+            y0,
             [0.0, 2.0],
             max_steps=60,
             on_failure=on_failure,
@@ -310,7 +312,11 @@ def test_failures_raise_and_gradients_are_nan():
         solved("raise")
     with pytest.raises(tf.errors.InvalidArgumentError):
         tf.function(lambda: solved("raise").y)()
-    assert not solved("status").success
+    with tf.GradientTape() as tape:
+        tape.watch(y0)
+        solution = solved("status")
+    assert not solution.success
+    assert np.isnan(tape.gradient(solution.y, y0))
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])

@@ -39,6 +39,7 @@ class _Current(threading.local):
     dynamics = None
     functions = ()
     contents = None
+    caller = None
 
 
 _current = _Current()
@@ -56,7 +57,7 @@ class _EagerCaller(Caller):
 
     def dynamics(self):
         """The dynamics of the call in progress."""
-        if _current.dynamics is None:
+        if _current.caller is not self:  # the call is over
             raise RuntimeError(
                 "`jit_compile=True` has no gradient in eager code under more than one recording "
                 "`tf.GradientTape`: call the solver and its gradient inside of a `tf.function`, or "
@@ -100,7 +101,7 @@ class _Trace:
     """
 
     def __init__(self, function, inputs, specs):
-        self.caller = _EagerCaller()
+        self.caller = _current.caller = _EagerCaller()
         self.specs = specs
 
         def run(*flat):
@@ -255,7 +256,7 @@ def solve(function, dynamics, functions, inputs, options):
         options: hashable, all else that the function depends on.
     """
     flat = tf.nest.flatten(inputs)
-    before = _current.dynamics, _current.functions, _current.contents
+    before = _current.dynamics, _current.functions, _current.contents, _current.caller
     try:
         _current.dynamics, _current.functions = dynamics, functions
         contents = _current.contents = Contents(_everything(), _skipped(dynamics))
@@ -270,9 +271,10 @@ def solve(function, dynamics, functions, inputs, options):
                 trace = _traced(function, dynamics, inputs, flat, surroundings, entry or _Entry())
         else:
             _entries.move_to_end(key)
+        _current.caller = trace.caller
         return trace(flat, _current.contents)
     finally:
-        _current.dynamics, _current.functions, _current.contents = before
+        _current.dynamics, _current.functions, _current.contents, _current.caller = before
 
 
 def _traced(function, dynamics, inputs, flat, surroundings, entry):

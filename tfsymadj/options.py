@@ -99,8 +99,8 @@ class Options(Configured):
         jit_compile: True: the solve and its gradient are compiled by XLA, also if the caller is
             not: eager code, a plain `tf.function`, Keras' `fit`, an exported model. It is much
             faster where a step computes little, takes longer at the first call, and compiles for
-            each size of the state anew. False: XLA does not compile them unless the caller is
-            compiled. None: as TensorFlow does by itself.
+            each size of the state anew; in eager code only one tape may record. False: XLA does
+            not compile them unless the caller is compiled. None: as TensorFlow does by itself.
         on_failure: `"raise"`: a solve that can't go on raises `tf.errors.InvalidArgumentError`
             (except under XLA, which drops assertions); `"status"`: it never raises. In both cases
             `status` tells, and the outputs not reached and all gradients are NaN.

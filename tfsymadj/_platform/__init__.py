@@ -14,7 +14,8 @@
   layer's variables".
 * `frames`: nor has AutoGraph one to ask what line a line of generated code was.
 
-What is redirected is so from the first solve on, and only where a thread traces dynamics.
+What is redirected is so from the first solve on, and only where a thread traces dynamics; but for
+the variables that a tape lists, of which each is listed once, whoever asks.
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
 """
 

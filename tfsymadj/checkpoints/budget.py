@@ -22,7 +22,7 @@ from tfsymadj.checkpoints.recording import Recording
 _LARGE = 2**30
 
 
-def budget_recording(problem, budget, keeps_last=None):
+def budget_recording(problem, budget, keeps_last):
     """The `Recording` that holds at most `budget` states at any time.
 
     Of the possible lengths of a segment it takes the one with the fewest evaluations.
@@ -30,15 +30,12 @@ def budget_recording(problem, budget, keeps_last=None):
     Args:
         problem: `Problem`.
         budget: int.
-        keeps_last: whether the last segment's stage values are kept where not all are; None: unless
-            the number of steps is known, see `SymplecticAdjoint.recording`.
+        keeps_last: whether the last segment's stage values are kept where not all are.
 
     Raises:
         ValueError: if the budget is below s + 4.
     """
     n, s = problem.max_steps, problem.method.stages
-    if keeps_last is None:
-        keeps_last = not problem.known_length
     if budget < s + 4:
         raise ValueError(
             f"`checkpoints` must be at least s + 4 = {s + 4} for the method "

@@ -22,7 +22,8 @@ class Backprop(Gradient):
     """
 
     def solve(self, problem):
-        for v in problem.dynamics.variables:  # to tapes, inside of the dynamics it is another one
+        # Tapes around the solve know these by other handles than those inside of the dynamics.
+        for v in problem.dynamics.variables:
             _platform.accessed(v)
         outcome = integrate(dataclasses.replace(problem, dynamics=problem.dynamics.apart))
         return outcome.with_states(_fail_gradients(outcome.states, outcome.status, problem))

@@ -96,7 +96,8 @@ class SymplecticAdjoint(Recomputing):
         if self._bytes is not None:
             recording = memory_recording(problem, self._bytes)
         elif isinstance(self.checkpoints, int):
-            recording = budget_recording(problem, self.checkpoints)
+            # As below.
+            recording = budget_recording(problem, self.checkpoints, not problem.known_length)
         elif self.checkpoints == "stages":
             recording = Recording(stride=n, rows=0, ring=n)
         elif self.checkpoints == "steps":
