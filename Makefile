@@ -24,8 +24,8 @@ demo: venv  ## Train a small model on handwritten digits.
 	$(BIN)/python examples/digits.py
 
 # One after the other: TensorFlow keeps what XLA has compiled for as long as a process lives. No tests at all is 5.
-GROUPS := tests/bijectors tests/dynamics tests/gradients tests/layers tests/loop \
-	"tests/checkpoints tests/events tests/methods tests/platform tests/steps" "tests/test_[a-c]*.py" \
+GROUPS := tests/bijectors tests/dynamics tests/gradients "tests/layers tests/test_[a-c]*.py" tests/loop \
+	"tests/checkpoints tests/events tests/methods tests/platform tests/steps" \
 	"tests/examples tests/test_[d-f]*.py" "tests/test_[g-z]*.py"
 define in-groups
 	@failed=0; for group in $(GROUPS); do \

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from helpers.modes import slow
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
+LONG = ("events.md", "keras.md")
 PAGES = [README.parent / "CONTRIBUTING.md", *sorted((README.parent / "docs").glob("*.md"))]
 MODULES = [
     "bijectors.cnf",
@@ -44,7 +46,10 @@ def test_readme(number):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [slow(p, id=p.name) if p.name in LONG else pytest.param(p, id=p.name) for p in PAGES],
+)
 def test_pages(page, monkeypatch, tmp_path):
     """A page's blocks run one after the other."""
     monkeypatch.chdir(tmp_path)

@@ -85,6 +85,7 @@ def test_undone_steps_of_adaptive_solves_under_xla(caplog):
     assert len(model.history.epoch) == 2
 
 
+@pytest.mark.slow
 def test_what_is_left_of_undoing(tmp_path):
     """Without the callback the model is what it was: it can be trained, exported and saved."""
     model = model_of_squares("sgd", False, **FIXED_STEPS)

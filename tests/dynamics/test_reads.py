@@ -294,7 +294,7 @@ def test_tapes_inside(name, gradient, mode):
     check(tape_for(name)(sources), sources, gradient, mode)
 
 
-@pytest.mark.parametrize("name", ["w", "frozen", "c"])
+@pytest.mark.parametrize("name", ["w", slow("frozen"), slow("c")])
 def test_tapes_inside_and_adaptive_steps(name):
     """The first evaluation is outside of the loop, where the caller's tape sees it."""
     sources = Sources()

@@ -66,7 +66,8 @@ def test_no_event():
     np.testing.assert_allclose(solution.y[:, 0], np.cos(1.3 * np.array([0.0, 1.0, 3.0])), rtol=1e-7)
 
 
-@pytest.mark.parametrize("mode, level", [("eager", 2.0), slow("eager", 200.0), slow("xla", 2.0)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode, level", [("eager", 2.0), ("eager", 200.0), ("xla", 2.0)])
 def test_no_event_leaves_the_gradient_alone(mode, level):
     """However far from its root the function has remained."""
 
@@ -355,6 +356,7 @@ def test_event_beside_a_jump():
             np.testing.assert_allclose(tape.gradient(t, s), slope, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_changed_level_is_seen():
     class Level:
         def __init__(self):

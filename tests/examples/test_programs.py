@@ -241,6 +241,7 @@ def test_collisions(tmp_path):
     assert (tmp_path / "collisions.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_van_der_pol(tmp_path):
     output = run_example("van_der_pol.py", "--tolerance", "1e-3", "--output", tmp_path)
 

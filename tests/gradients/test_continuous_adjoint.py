@@ -25,6 +25,7 @@ def test_continuous_adjoint_of_everything(mode):
     assert relative_error(actual, expected) < 1e-9
 
 
+@pytest.mark.slow
 def test_continuous_adjoint_is_as_exact_as_its_tolerance():
     exact = gradients(mlp(), Backprop(), "graph", method="dopri8", rtol=1e-13, atol=1e-13)
     errors = []
@@ -37,6 +38,7 @@ def test_continuous_adjoint_is_as_exact_as_its_tolerance():
     assert errors[-1] < 1e-3 * errors[0]
 
 
+@pytest.mark.slow
 def test_continuous_adjoint_with_fixed_steps_has_the_order_of_the_method():
     exact = gradients(mlp(), Backprop(), "graph", method="dopri8", rtol=1e-13, atol=1e-13)
     errors = [
@@ -48,6 +50,7 @@ def test_continuous_adjoint_with_fixed_steps_has_the_order_of_the_method():
     assert abs(np.log(errors[0] / errors[1]) / np.log(4) - 4) < 0.4
 
 
+@pytest.mark.slow
 def test_continuous_adjoint_takes_tolerances_of_each_tensor():
     problem = everything()
     options = dict(method="dopri5", rtol={"a": 1e-7, "z": 1e-8}, atol=1e-9)

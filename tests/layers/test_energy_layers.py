@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import relative_error
-from helpers.modes import MODES, partly_slow, run
+from helpers.modes import MODES, partly_slow, run, slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,7 +128,7 @@ def test_second_order():
 
 @pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize(
-    "options", [dict(method="rk4", num_steps=3), dict(rtol=1e-3, max_steps=40)]
+    "options", [dict(method="rk4", num_steps=3), slow(dict(rtol=1e-3, max_steps=40))]
 )
 def test_gradient_of_a_gradient(mode, options):
     """The adjoint differentiates dynamics that are themselves a gradient."""

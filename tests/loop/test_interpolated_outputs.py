@@ -145,7 +145,7 @@ def test_order_within_a_step(method, largest):
         slow(SymplecticAdjoint("steps")),
         slow(SymplecticAdjoint("stages")),
         slow(SymplecticAdjoint(12)),
-        tfsymadj.StepCheckpoint(),
+        slow(tfsymadj.StepCheckpoint()),
         slow(tfsymadj.SolveCheckpoint()),
     ],
     ids=str,
@@ -208,7 +208,7 @@ def check_extended(problem, gradient, mode, further, **options):
     assert relative_error(actual, expected) < FLOAT64
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_gradients_in_each_mode(mode):
     problem = mlp(t=tuple(np.linspace(1.0, -0.5, 9)))
     options = dict(rtol=1e-5, max_steps=64, outputs="auto")
@@ -222,7 +222,7 @@ def test_gradients_in_each_mode(mode):
     [
         "tsit5",
         "bosh3",
-        *map(slow, ["dop853", "adaptive_heun", "fehlberg2", "fehlberg45", "dopri8"]),
+        *map(slow, ["dop853", "bosh3", "adaptive_heun", "fehlberg2", "fehlberg45", "dopri8"]),
     ],
 )
 def test_gradients_of_each_method(method):
@@ -353,7 +353,7 @@ def test_every_step(options, mode):
     "gradient", [SymplecticAdjoint(), slow(SymplecticAdjoint(12)), slow("aca"), slow("baseline")]
 )
 @pytest.mark.parametrize(
-    "options", [dict(rtol=1e-4, max_steps=30), dict(method="rk4", num_steps=5)]
+    "options", [dict(rtol=1e-4, max_steps=30), slow(dict(method="rk4", num_steps=5))]
 )
 def test_gradients_of_every_step(gradient, options):
     problem, options = mlp(), dict(options, outputs="steps")

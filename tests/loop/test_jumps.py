@@ -12,7 +12,7 @@ from tfsymadj import Backprop
 TIMES = (0.0, 0.2, 0.5, 0.9, 1.5)
 WAYS = (
     dict(outputs="interpolate"),
-    dict(outputs="step"),
+    slow(dict(outputs="step")),
     slow(dict(method="tsit5", outputs="interpolate")),
     dict(method="rk4", num_steps=20),
     slow(dict(method="dopri5", step_size=0.05)),

@@ -12,7 +12,7 @@ from tfsymadj.methods.method import SlopeCotangents
 
 #: Outputs inside of steps are computed so many at a time, more if there are very many of them (then
 #: it takes about so many times), but not more than so many numbers.
-_BLOCK, _BLOCKS, _BLOCK_NUMBERS = 16, 32, 2**16
+_BLOCK, _BLOCKS, _BLOCK_NUMBERS = 16, 20, 2**16
 
 
 class Taken(NamedTuple):
@@ -209,6 +209,12 @@ def _beside(mask, rank):
     return tf.reshape(mask, [-1, *[1] * rank])
 
 
+def _select_rows(mask, xs, ys):
+    """The rows of `xs` where a vector of booleans holds, else those of `ys`, of the same shape."""
+    # Row by row; `tf.where` takes many times as long for a mask that it has to broadcast.
+    return tf.raw_ops.Select(condition=mask, x=xs, y=ys)
+
+
 class InterpolatedOutputs:
     """The states at given times, by the method's continuous extension; stops are first and last.
 
@@ -228,19 +234,26 @@ class InterpolatedOutputs:
         self._count = tf.size(times) if times.shape[0] is None else times.shape[0]
         self._with_rates = with_rates
         largest = max((y.shape.num_elements() or _BLOCK_NUMBERS // 8) for y in ys)
-        block = max(_BLOCK, self._count // _BLOCKS) if isinstance(self._count, int) else _BLOCK
+        self._static = self._count if isinstance(self._count, int) else None
+        block = max(_BLOCK, (self._static or 0) // _BLOCKS)
         self._block = max(1, min(block, _BLOCK_NUMBERS // max(largest, 1)))
         self._num_blocks = -(-self._count // self._block)
         # A step visits each block at most once, and the last one of the step before again.
-        self._bound = self._num_blocks + 1 if isinstance(self._num_blocks, int) else None
+        self._bound = None if self._static is None else self._num_blocks + 1
 
     def _empty_block(self, y):
         block = tf.zeros(tf.concat([[self._block], tf.shape(y)], 0), y.dtype)
         return tf.ensure_shape(block, [self._block, *y.shape])
 
+    def _with_row(self, block, row, y):
+        """A block with the state `y` in one of its rows."""
+        here = tf.equal(tf.range(self._block), row)
+        return _select_rows(here, tf.broadcast_to(y, tf.shape(block)), block)
+
     def reserve(self, ys0):
         """The number of outputs reached, the block that is not full yet, and lists of blocks."""
-        blocks = [self._empty_block(y) for y in ys0] * (1 + self._with_rates)
+        blocks = [self._with_row(self._empty_block(y), 0, y) for y in ys0]
+        blocks += [self._empty_block(y) for y in ys0] * self._with_rates
         lists = [buffers.set_row(buffers.reserve_rows(self._num_blocks, x), 0, x) for x in blocks]
         return [tf.ones([], tf.int32), blocks, lists]
 
@@ -276,7 +289,7 @@ class InterpolatedOutputs:
                     new.append(y + x if powers == "value" else x)
             # What a full block leaves behind is overwritten in the next one, or belongs to outputs
             # that are not reached.
-            new = [tf.where(_beside(mask, x.shape.rank - 1), x, y) for x, y in zip(new, blocks)]
+            new = [_select_rows(mask, x, y) for x, y in zip(new, blocks)]
             lists = [buffers.set_row(r, q, x) for r, x in zip(lists, new)]
             return m + tf.reduce_sum(tf.cast(mask, tf.int32)), new, lists
 
@@ -292,21 +305,20 @@ class InterpolatedOutputs:
         )
 
     def read(self, held, ys0, last):
-        m, _, lists = held
+        m, blocks, lists = held
         size, count = len(ys0), self._count
-        static = count if isinstance(count, int) else None
+        # The last output is the last state; with its block, all before it in the block are there.
+        q, row = (count - 1) // self._block, (count - 1) % self._block
+        ends = [self._with_row(x, row, y) for x, y in zip(blocks, last.ys)]
+        lists = [*(buffers.set_row(r, q, x) for r, x in zip(lists, ends)), *lists[size:]]
         stacked = []
         for r, y in zip(lists, [*ys0, *ys0]):
             x = buffers.stack_rows(r, self._empty_block(y))
-            stacked.append(tf.reshape(x, tf.concat([[-1], tf.shape(y)], 0)))
-        outputs = [
-            tf.ensure_shape(tf.concat([[y0], x[1 : count - 1], [y]], 0), [static, *y.shape])
-            for x, y0, y in zip(stacked[:size], ys0, last.ys)
-        ]
+            x = tf.reshape(x, tf.concat([[-1], tf.shape(y)], 0))[:count]
+            stacked.append(tf.ensure_shape(x, [self._static, *y.shape]))
         lost = tf.logical_and(last.short, tf.range(count) >= m)
-        outputs = [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
-        rates = [tf.ensure_shape(x[:count], [static, *x.shape[1:]]) for x in stacked[size:]]
-        return outputs, rates, None
+        outputs = [y + nan_where(lost, y.dtype, y.shape.rank) for y in stacked[:size]]
+        return outputs, stacked[size:], None
 
     def last_cotangents(self, cotangents, accepted):
         return [g[-1] for g in cotangents]
@@ -363,7 +375,8 @@ class InterpolatedOutputs:
             cotangents: list of tensors `[count, ...]`.
             rates: of `rates`.
         """
-        slopes = self._extension.num_slopes
+        slopes, like = self._extension.num_slopes, [g[0] for g in cotangents]
+        empty = [self._empty_block(g) for g in like]
 
         def one_block(m, found):
             ids = m + tf.range(self._block)
@@ -373,9 +386,8 @@ class InterpolatedOutputs:
             theta = tf.where(mask, theta, tf.zeros_like(theta))
             weights = tf.transpose(h * self._extension.weights(theta, "value"))
             sums, totals = [], []
-            for g, s, total in zip(cotangents, found.slopes, found.ys):
-                g = tf.gather(g, ids)
-                g = tf.where(_beside(mask, g.shape.rank - 1), g, tf.zeros([], g.dtype))
+            for g, none, s, total in zip(cotangents, empty, found.slopes, found.ys):
+                g = _select_rows(mask, tf.gather(g, ids), none)
                 flat = tf.reshape(g, [self._block, -1])
                 s += tf.reshape(tf.matmul(tf.cast(weights, g.dtype), flat), tf.shape(s))
                 sums.append(s)
@@ -385,7 +397,6 @@ class InterpolatedOutputs:
             step = found.step - tf.reduce_sum(theta * rate)
             return m + self._block, StepCotangents(sums, totals, start, step)
 
-        like = [g[0] for g in cotangents]
         nothing = StepCotangents(
             [tf.zeros_like(tf.stack([g] * slopes)) for g in like],
             [tf.zeros_like(g) for g in like],
