@@ -103,6 +103,7 @@ class Sweep:
         cotangents = state.totals.ys
         with tf.control_dependencies(cotangents):
             kept = [tf.identity(x) for x in self._kept.states]
+            steps = steps if isinstance(steps, int) else tf.identity(steps)
         # One place for all segments: what an earlier segment left is overwritten.
         if single:
             stages, rows = None, []
