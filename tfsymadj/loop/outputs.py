@@ -12,7 +12,7 @@ from tfsymadj.methods.method import SlopeCotangents
 
 #: Outputs inside of steps are computed so many at a time, more if there are very many of them (then
 #: it takes about so many times), but not more than so many numbers.
-_BLOCK, _BLOCKS, _BLOCK_NUMBERS = 16, 20, 2**16
+_BLOCK, _BLOCKS, _BLOCK_NUMBERS = 16, 25, 2**16
 
 
 class Taken(NamedTuple):
@@ -267,6 +267,7 @@ class InterpolatedOutputs:
         """`held` with the outputs inside of a step that was accepted."""
         t, h, end = taken.t, taken.proposal.step, taken.proposal.end
         direction, block, last = tf.sign(h), self._block, self._count - 1
+        slopes = [tf.stack(x) for x in zip(*taken.slopes)]
 
         def unfinished(m, *_):
             return self.ahead([m], taken.accepted, end, direction)
@@ -282,10 +283,8 @@ class InterpolatedOutputs:
             for powers in ("value", "rate")[: 1 + self._with_rates]:
                 weights = self._extension.weights(theta, powers)
                 weights = h * weights if powers == "value" else weights
-                for i, y in enumerate(taken.ys):
-                    x = self._extension.combined(
-                        weights, tf.stack([slope[i] for slope in taken.slopes])
-                    )
+                for y, stacked in zip(taken.ys, slopes):
+                    x = self._extension.combined(weights, stacked)
                     new.append(y + x if powers == "value" else x)
             # What a full block leaves behind is overwritten in the next one, or belongs to outputs
             # that are not reached.
