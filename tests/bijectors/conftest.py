@@ -2,12 +2,12 @@
 
 import pytest
 
-from tfsymadj.bijectors import CNF
-
 
 @pytest.fixture
 def solves(monkeypatch):
     """Counts the solves; `len(solves)`."""
+    from tfsymadj.bijectors import CNF
+
     calls = []
     integrate = CNF._integrate
 

@@ -146,7 +146,7 @@ def test_value_after_an_assignment_in_the_same_graph(compiled):
     [
         ("before", "eager"),
         slow("before", "graph"),
-        ("nested", "eager"),
+        slow("nested", "eager"),
         ("nested", "graph"),
         ("after", "eager"),
         slow("after", "graph"),

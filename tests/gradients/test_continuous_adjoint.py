@@ -59,6 +59,7 @@ def test_continuous_adjoint_takes_tolerances_of_each_tensor():
     assert relative_error(actual, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_continuous_adjoint_of_a_decreasing_time():
     problem = mlp(t=(1.0, 0.4, -0.5))
     options = dict(method="dopri8", rtol=1e-12, atol=1e-12)

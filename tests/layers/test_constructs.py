@@ -135,7 +135,7 @@ def nested(gradient):
         slow(in_cond),
         in_time_distributed,
         slow(adaptive_in_time_distributed),
-        twice,
+        slow(twice),  # see `test_persistent_tape_and_two_solves`
         slow(nested),  # a solve inside of dynamics: gradients/test_control_flow.py
     ],
 )

@@ -179,7 +179,7 @@ def test_nested_state():
     "options",
     [
         FIXED,
-        {"rtol": 1e-4, "gradient": tfsymadj.SymplecticAdjoint("steps"), "max_steps": 64},
+        slow({"rtol": 1e-4, "gradient": tfsymadj.SymplecticAdjoint("steps"), "max_steps": 64}),
         {"method": tfsymadj.METHODS["ralston"], "step_size": 0.25, "gradient": "backprop"},
         {"controller": tfsymadj.PIController(1e-4, 1e-6, integral=1.0), "t": (1.0, 0.5, 0.0)},
     ],

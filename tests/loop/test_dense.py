@@ -104,7 +104,8 @@ def test_gradients_of_dop853(gradient):
     assert relative_error(gradients(gradient, "graph", method="dop853"), expected) < FLOAT64
 
 
-@pytest.mark.parametrize("mode", ["eager", slow("xla")])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_gradients_are_the_same_in_all_modes(mode):
     expected = gradients("symplectic_adjoint", "graph")
     assert relative_error(gradients("symplectic_adjoint", mode), expected) < FLOAT64
