@@ -57,6 +57,12 @@ def test_a_start_at_rest():
     np.testing.assert_allclose(found.y, y, atol=1e-6)
 
 
+def test_no_rest_in_half_precision():
+    y0 = tf.constant([1.0], tf.float16)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="float16, coarser than `tolerance`"):
+        tfsymadj.steady_state(lambda t, y: 0.3 - y * y, y0, tolerance=1e-6, max_time=20.0)
+
+
 def test_no_rest():
     turn = lambda t, y: tf.stack([y[1], -y[0]])  # noqa: E731
     y0 = tf.constant([1.0, 0.0], tf.float64)

@@ -122,7 +122,7 @@ def steady_state(
         message = (
             "The dynamics did not come to rest within `max_time`: look at the solution by `solve`, "
             "loosen `tolerance`, or increase `max_time`. They should not depend on the time. "
-            f"Received: max_time={max_time!r}, tolerance={tolerance!r}"
+            f"Received: max_time={max_time!r}, tolerance={tolerance!r}{_too_coarse(y, tolerance)}"
         )
         with tf.control_dependencies([tf.debugging.Assert(at_rest.success, [message])]):
             at_rest = tf.nest.map_structure(tf.identity, at_rest)
@@ -132,6 +132,13 @@ def steady_state(
         success=at_rest.success,
         stats=stats,
     )
+
+
+def _too_coarse(y, tolerance):
+    """A remark on states that are rounded more coarsely than the tolerance, or nothing."""
+    dtypes = {x.dtype.real_dtype for x in tf.nest.flatten(y)}
+    names = sorted(dtype.name for dtype in dtypes if epsilon(dtype) > tolerance)
+    return f", and a state of {' and '.join(names)}, coarser than `tolerance`" if names else ""
 
 
 def _end(solved, y0, max_time, forward, implicit):
