@@ -217,25 +217,6 @@ def table(results):
     return "\n".join(texts)
 
 
-def few_labels(axis):
-    """Few labels on logarithmic axes, also where the data span less than a factor of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axis.margins(0.12)
-    for side in (axis.xaxis, axis.yaxis):
-        low, high = sorted(side.get_view_interval())
-        digits = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
-        side.set_major_locator(LogLocator(subs=digits))
-        side.set_major_formatter(StrMethodFormatter("{x:g}"))
-        side.set_minor_formatter(NullFormatter())
-
-
-def versions(rows):
-    """Of the packages that these rows are of, but for that which the machine tells."""
-    found = {part for row in rows for part in row["version"].split(", ")}
-    return ", ".join(sorted(x for x in found if not x.startswith("TensorFlow")))
-
-
 def plot(summaries, title, path):
     """Peak memory against time, a panel per workload."""
     import matplotlib
@@ -243,6 +224,7 @@ def plot(summaries, title, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     cases = {case.name: case for case in CASES}
 
@@ -263,7 +245,14 @@ def plot(summaries, title, path):
         axis.set_title(work.title.replace(": ", "\n", 1), fontsize=9)
         axis.set_xlabel("seconds per gradient")
         axis.set_ylabel("peak MiB")
-        few_labels(axis)
+        axis.margins(0.12)
+        for side in (axis.xaxis, axis.yaxis):
+            # Few labels, also where the data span less than a factor of ten.
+            low, high = sorted(side.get_view_interval())
+            digits = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+            side.set_major_locator(LogLocator(subs=digits))
+            side.set_major_formatter(StrMethodFormatter("{x:g}"))
+            side.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(summaries) :]:
@@ -326,7 +315,9 @@ def main():
                 comparison.run(case, work, f"round {i + 1}", "--reps", reps)
         summaries = {work: comparison.summary(work, cases) for work in works}
 
-    caption = f"{common.machine()}\n{versions(comparison.rows)}"
+    versions = {part for row in comparison.rows for part in row["version"].split(", ")}
+    versions = sorted(x for x in versions if not x.startswith("TensorFlow"))
+    caption = f"{common.machine()}\n{', '.join(versions)}"
     print(f"\n{caption}")
     for work, results in summaries.items():
         print(f"\n{work.title}\n\n{table(results)}")

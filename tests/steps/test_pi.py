@@ -42,6 +42,18 @@ def test_filters_reach_the_tolerance(coefficients):
     assert int(solution.stats.num_rejected) <= 0.3 * int(solution.stats.num_steps)
 
 
+@pytest.mark.parametrize("options", [{}, {"max_step": 1.3e-6}], ids=["own", "largest"])
+def test_steps_add_up_where_times_are_coarse(options):
+    """Near 1e6 a time is rounded by 6e-11, of this interval 6e-6; the whole of it is integrated."""
+    times = np.array([1e6, 1e6 + 1e-5])
+    solution = tfsymadj.solve(
+        lambda t, y: tf.ones_like(y), tf.zeros([1], tf.float64), times, rtol=1e-9, atol=1e-9,
+        first_step=1.1e-6, outputs="step", **options,
+    )  # fmt: skip
+    assert int(solution.stats.num_accepted) > 1
+    np.testing.assert_allclose(solution.y[-1], times[1] - times[0], rtol=1e-14)
+
+
 def test_integral_controller_follows_the_textbook():
     """The step after an accepted one is h 0.9 e^(-1/k), in limits; after a rejected one too."""
     controller = PIController(proportional=0.0, integral=1.0).for_method(METHODS["dopri5"])

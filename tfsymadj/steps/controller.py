@@ -17,6 +17,14 @@ from tfsymadj.methods.method import Method
 REMAINDER = 1.0 + 1e-10
 
 
+def moved(t: tf.Tensor, end: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """The step from `t` to `end`, a sum that was rounded: so steps add up to the whole interval.
+
+    `step` itself where that leads nowhere.
+    """
+    return tf.where(tf.equal(end, t), step, end - t)
+
+
 class Proposal(NamedTuple):
     """The next step inside of an output interval from `start` to `end`.
 
@@ -41,10 +49,10 @@ class Proposal(NamedTuple):
         long = tf.abs(self.step) > max_step * REMAINDER
         # Where rounding leads to the same end, no step would be left to end there.
         long = tf.logical_and(long, tf.not_equal(t + cut, self.end))
-        step = tf.where(long, cut, self.step)
+        step, end = tf.where(long, cut, self.step), tf.where(long, t + cut, self.end)
         return Proposal(
-            step,
-            tf.where(long, t + step, self.end),
+            tf.where(long, moved(t, end, cut), step),
+            end,
             tf.logical_and(self.hits_end, tf.logical_not(long)),
             self.time_fraction,
             tf.where(long, tf.zeros_like(self.step_fraction), self.step_fraction),

@@ -8,8 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfsymadj.config import is_real
-from tfsymadj.steps.controller import REMAINDER, Controller, Proposal
+from tfsymadj.steps.controller import REMAINDER, Controller, Proposal, moved
 from tfsymadj.steps.tolerance import TINY, holds_zero, scaled_norm
+
+#: A step shorter than this part of what the controller asked for was cut.
+_CUT = 0.999
 
 
 class _PIState(NamedTuple):
@@ -140,23 +143,24 @@ class PIController(Controller):
         own = tf.stop_gradient(tf.sign(end - start) * state.step)
         hits_end = state.step * REMAINDER >= remaining
         hits_end = tf.logical_or(hits_end, tf.equal(t + own, end))  # by rounding
-        step = tf.where(hits_end, end - t, own)
+        after = tf.where(hits_end, end, t + own)
         one, zero = tf.ones([], tf.float64), tf.zeros([], tf.float64)
-        return Proposal(
-            step, tf.where(hits_end, end, t + step), hits_end, zero, tf.where(hits_end, one, zero)
-        )
+        return Proposal(moved(t, after, own), after, hits_end, zero, tf.where(hits_end, one, zero))
 
     def adapt(self, state, proposal, error):
         accepted = error <= 1.0
         tried = tf.stop_gradient(tf.abs(proposal.step))
+        # Else steps that the rounded time makes longer would not shrink after a rejection.
+        tried = tf.where(proposal.hits_end, tried, tf.minimum(tried, state.step))
         bounded = tf.clip_by_value(error, 1e-10, 1e10)
         i, p, d = (x / self.error_order for x in self._exponents)
         factor = self._safety * bounded**-i * state.error**-p * state.previous_error**-d
         most = tf.where(state.rejected, tf.ones([], tf.float64), self._max_factor)
         growing = tf.clip_by_value(factor, self._min_factor, most)
         shrinking = tf.clip_by_value(self._safety * bounded**-i, self._min_factor, self._safety)
-        # A step that was cut to hit an output time says little about the steps after it.
-        cut = tried < state.step
+        # A step that was cut to hit an output time says little about the steps after it. Others
+        # are as long as the rounded time tells.
+        cut = tried < _CUT * state.step
         grown = tried * growing
         after = _PIState(
             tf.where(cut, tf.maximum(state.step, grown), grown),
