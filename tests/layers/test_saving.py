@@ -133,8 +133,8 @@ print("tuned")
 """
 
 
-@pytest.mark.parametrize("options", [FIXED, slow({"rtol": 1e-4, "max_steps": 64})])
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [FIXED, {"rtol": 1e-4, "max_steps": 64}])
 def test_fine_tuning_where_the_package_is_not(options, tmp_path):
     model = model_of(**options)
     np.savez(tmp_path / "data.npz", x=X, y=model(X), target=Y)
