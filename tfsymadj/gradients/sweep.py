@@ -53,6 +53,12 @@ class Sweep:
 
     def run(self):
         """The gradients, `Sources`."""
+        # Nothing is computed, and no memory set aside, before the cotangents are there: or the
+        # solves of a model would all be at it at once.
+        with tf.control_dependencies([*self._cotangents, *self._of_mark]):
+            return self._run()
+
+    def _run(self):
         problem, dynamics = self._problem, self._dynamics
         last = self._outputs.last_cotangents(self._cotangents, self._accepted)
         sums = Sources(last, dynamics.captured, dynamics.variables, [])
@@ -98,12 +104,6 @@ class Sweep:
         recording = self._recording
         stride, s, like = recording.stride, self._method.stages, self._live
         single = isinstance(stride, int) and stride == 1  # segments of one step
-        # No segment is recomputed, and no memory set aside for it, before the cotangents are
-        # there: or the solves of a model would all be at it at once.
-        cotangents = state.totals.ys
-        with tf.control_dependencies(cotangents):
-            kept = [tf.identity(x) for x in self._kept.states]
-            steps = steps if isinstance(steps, int) else tf.identity(steps)
         # One place for all segments: what an earlier segment left is overwritten.
         if single:
             stages, rows = None, []
@@ -111,7 +111,7 @@ class Sweep:
             stages, rows = RingOfStages(recording.ring), self._kept.stages
         else:
             stages = StageLists(stride, s)
-            rows = stages.reserve(after(cotangents, [tf.zeros_like(y) for y in like]))
+            rows = stages.reserve(after(state.totals.ys, [tf.zeros_like(y) for y in like]))
 
         def advance(begin, end, ys):
             return self._advance(begin * stride, end * stride, ys)
@@ -119,7 +119,7 @@ class Sweep:
         def segment(q, length, variables):
             held, rows, state = variables
             begin = q * stride
-            ys, held = recording.restore(q, held, kept, like, advance)
+            ys, held = recording.restore(q, held, self._kept.states, like, advance)
             if not single:
                 ys, rows = self._recompute(begin, length - 1, ys, stages, rows)
             # The last step's stages are used at once, and the state after it is not needed, so
@@ -129,7 +129,7 @@ class Sweep:
                 state = self._adjoint_steps(begin, length - 1, stages, rows, state)
             return held, rows, state
 
-        variables = recording.held(kept, -(-self._written // stride)), rows, state
+        variables = recording.held(self._kept.states, -(-self._written // stride)), rows, state
         if isinstance(steps, int) and isinstance(stride, int):
             # The shorter one by itself, so that XLA knows the length of all loops.
             count, rest = divmod(steps, stride)
