@@ -71,6 +71,7 @@ def test_forward_and_backward_are_compiled(options):
     "gradient",
     [
         "symplectic_adjoint",
+        SymplecticAdjoint("sqrt"),
         slow(SymplecticAdjoint("steps")),
         slow(SymplecticAdjoint("stages")),
         slow("aca"),

@@ -69,6 +69,9 @@ class Stats(NamedTuple):
         num_backward_evaluations: evaluations that one gradient takes at most, as planned from the
             accepted steps, the stages and the checkpoints (a taped evaluation counts once); -1 for
             an adaptive continuous adjoint, which can't be planned.
+        num_states: how many states are held for the gradient at most at any time, those of steps
+            and of stages together, as planned; 0 where none are (`"backprop"`, which holds
+            activations, `"baseline"` and the continuous adjoint).
     """
 
     num_steps: tf.Tensor
@@ -76,6 +79,7 @@ class Stats(NamedTuple):
     num_rejected: tf.Tensor
     num_evaluations: tf.Tensor
     num_backward_evaluations: tf.Tensor
+    num_states: tf.Tensor
 
 
 class Occurrence(NamedTuple):

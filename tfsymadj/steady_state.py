@@ -233,7 +233,7 @@ class _Implicit(Gradient):
             ys=_platform.with_gradient(twice, tf.nest.flatten(inputs), backward),
             status=tf.where(fine, int(Status.SUCCESS), int(Status.MAX_STEPS_REACHED)),
             time=t,
-            stats=Stats(zero, zero, zero, zero, zero),
+            stats=Stats(*[zero] * len(Stats._fields)),
         )
 
     def _backward(self, problem, cotangents):

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfsymadj.checkpoints.recording import Recording
-from tfsymadj.checkpoints.store import RingOfStages, StageLists, Store
+from tfsymadj.checkpoints.store import Lists, Ring, Store
 
 
 def state(n):
@@ -25,7 +25,7 @@ def by_part(values):
 def test_every_stride_th_state_is_kept():
     store = Store(Recording(stride=2, rows=3), 3)
     kept = store.empty(state(0))
-    assert [x.shape for x in kept.states] == [(4, 2), (4,)] and kept.stages == []
+    assert [x.shape for x in kept.states] == [(4, 2), (4,)] and kept.steps == []
     for n in range(6):
         kept = store.with_state(kept, tf.constant(n), state(n), tf.constant(True))
         # Another attempt from the same state is no news.
@@ -47,13 +47,13 @@ def test_states_are_restored():
 
 def test_the_ring_holds_the_stages_of_the_last_steps():
     recording = Recording(stride=2, rows=3, ring=2)
-    store, ring = Store(recording, 3), RingOfStages(2)
+    store, ring = Store(recording, 3), Ring(2)
     kept = store.empty(state(0))
-    assert [x.shape for x in kept.stages] == [(2, 3, 2), (2, 3)]
+    assert [x.shape for x in kept.steps] == [(2, 3, 2), (2, 3)]
     for n in range(5):
         kept = store.with_stages(kept, tf.constant(n), by_part(stages(99)))  # refused
         kept = store.with_stages(kept, tf.constant(n), by_part(stages(n)))
-    rows = kept.stages
+    rows = kept.steps
     for n in (4, 3):
         stage = ring.of_step(rows, n, state(0))
         for i, expected in enumerate(stages(n)):
@@ -67,7 +67,7 @@ def test_the_ring_holds_the_stages_of_the_last_steps():
 
 def test_nothing_is_kept_where_nothing_is_asked_for():
     recording = Recording(stride=1, rows=0)
-    assert not recording.keeps_states and not recording.keeps_stages
+    assert not recording.keeps_states and not recording.keeps_steps
     kept = Store(recording, 3).empty(state(0))
     assert kept == ([], [])
     assert Store(recording, 3).with_state(kept, 0, state(0), tf.constant(True)) is kept
@@ -75,7 +75,7 @@ def test_nothing_is_kept_where_nothing_is_asked_for():
 
 @pytest.mark.parametrize("stride", [3, tf.constant(3)], ids=["static", "tensor"])
 def test_lists_of_the_stages_of_a_segment(stride):
-    lists = StageLists(stride, 3)
+    lists = Lists(stride, 3)
     rows = lists.reserve(state(0))
     for n in (6, 7):  # all but the last step of the third segment
         rows = lists.set(rows, n, stages(n))
@@ -85,7 +85,24 @@ def test_lists_of_the_stages_of_a_segment(stride):
                 np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
-def test_steps_that_are_recomputed():
-    recording = Recording(stride=4, rows=3, ring=4)
-    assert [int(recording.num_recomputed(n, n)) for n in (0, 3, 4, 5, 12)] == [0, 0, 0, 1, 8]
+def test_the_ring_holds_the_states_of_the_last_steps():
+    recording = Recording(stride=2, rows=3, ring=2, tapes_steps=True)
+    store, ring = Store(recording, 3), Ring(2)
+    kept = store.empty(state(0))
+    assert [x.shape for x in kept.steps] == [(2, 1, 2), (2, 1)]
+    for n in range(5):
+        kept = store.with_state(kept, tf.constant(n), state(n), tf.constant(True))
+        assert store.with_stages(kept, n, by_part(stages(n))) is kept
+    for n in (4, 3):
+        for x, y in zip(ring.of_step(kept.steps, n, state(0))(0), state(n)):
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "tapes_steps, expected", [(False, [0, 0, 0, 1, 8]), (True, [0, 0, 0, 0, 6])]
+)
+def test_steps_that_are_recomputed(tapes_steps, expected):
+    recording = Recording(stride=4, rows=3, ring=4, tapes_steps=tapes_steps)
+    assert [int(recording.num_recomputed(n, n)) for n in (0, 3, 4, 5, 12)] == expected
     assert recording.num_advanced(12) == 0
+    assert recording.num_states(3) == (7 if tapes_steps else 15)

@@ -103,7 +103,7 @@ def check_nested(context, mode, options, closed=None):
             value = loss(y)
         return [y, *tape.gradient(value, sources)]
 
-    actual = run(lambda: compute(SymplecticAdjoint()), mode)
+    actual = run(lambda: compute(SymplecticAdjoint("sqrt")), mode)
     # TensorFlow can't compile the gradient of a loop inside of a branch: back-propagate in a graph.
     expected = run(lambda: compute(Backprop()), "graph" if mode == "xla" else mode)
     for i, (a, b) in enumerate(zip(actual, expected)):
@@ -138,7 +138,7 @@ def test_solve_inside_the_dynamics(mode):
             value = loss(y)
         return tape.gradient(value, [w, inner_problem.y0, *inner_problem.variables])
 
-    actual = run(lambda: compute(SymplecticAdjoint()), mode)
+    actual = run(lambda: compute(SymplecticAdjoint("sqrt")), mode)
     # TensorFlow can't compile the gradient of a loop inside of a branch: back-propagate in a graph.
     expected = run(lambda: compute(Backprop()), "graph" if mode == "xla" else mode)
     for a, b in zip(actual, expected):
@@ -174,7 +174,7 @@ def test_inside_a_keras_rnn(jit):
     x = tf.constant(random.normal(size=[2, 4, 2]))
     weights = None
     results = []
-    for gradient in (SymplecticAdjoint(), Backprop()):
+    for gradient in (SymplecticAdjoint("sqrt"), Backprop()):
         layer = keras.layers.RNN(Cell(gradient), return_sequences=True, dtype="float64")
         layer.build(x.shape)
         weights = weights or [random.normal(size=w.shape) for w in layer.get_weights()]
@@ -236,7 +236,7 @@ def test_jacobian(options):
             return [tf.stack(row) for row in zip(*rows)]
         return tape.jacobian(y, sources)
 
-    actual, expected = compute(SymplecticAdjoint()), compute(Backprop())
+    actual, expected = compute(SymplecticAdjoint("sqrt")), compute(Backprop())
     for a, b in zip(actual, expected):
         assert relative_error(a, b) < FLOAT64
 
@@ -273,7 +273,7 @@ def test_traced_dynamics(mode, inner):
     reference = plain if inner else problem.dynamics
     actual, expected = (
         gradients(type(problem)(f, y0, t, variables=variables), g, mode, **SHORT)
-        for f, g in ((dynamics, SymplecticAdjoint()), (reference, Backprop()))
+        for f, g in ((dynamics, SymplecticAdjoint("sqrt")), (reference, Backprop()))
     )
     assert relative_error(actual, expected) < FLOAT64
 

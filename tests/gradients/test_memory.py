@@ -13,19 +13,19 @@ from tfsymadj import Backprop, ContinuousAdjoint, StepCheckpoint, SymplecticAdjo
 @pytest.mark.parametrize("mode", [slow("eager"), slow("graph"), "xla"])
 def test_square_root_of_the_steps(mode):
     """2 sqrt(1000 * 4) states are 16 MiB, every step would be 125 MiB, every stage 500 MiB."""
-    assert peak(SymplecticAdjoint(), mode, **rk4(1000)) < 40 * MIB
+    assert peak(SymplecticAdjoint("sqrt"), mode, **rk4(1000)) < 40 * MIB
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_square_root_of_the_steps_of_a_wide_network(mode):
-    assert peak(SymplecticAdjoint(), mode, hidden=256, **rk4(1000)) < 40 * MIB
+    assert peak(SymplecticAdjoint("sqrt"), mode, hidden=256, **rk4(1000)) < 40 * MIB
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_four_times_the_steps_double_the_memory(mode):
-    few, many = (peak(SymplecticAdjoint(), mode, **rk4(n)) for n in (1000, 4000))
+    few, many = (peak(SymplecticAdjoint("sqrt"), mode, **rk4(n)) for n in (1000, 4000))
     # Sizes are rounded up to powers of two at the worst: a factor of two may show as a bit more.
     assert many / few < 2.6
 
@@ -44,13 +44,15 @@ def test_steps_grow_by_a_state_a_step(mode):
 def test_adaptive_steps_need_no_buffer_of_max_steps(mode):
     """4096 states would be 512 MiB."""
     options = dict(method="dopri5", rtol=1e-5, atol=1e-7, max_steps=4096)
-    assert peak(SymplecticAdjoint(), mode, **options) < 80 * MIB
+    assert peak(SymplecticAdjoint("sqrt"), mode, **options) < 80 * MIB
 
 
 @pytest.mark.slow
 def test_network_depth_is_held_once():
     """One use of the network at a time: a wider one adds its activations once, not N s times."""
-    narrow, wide = (peak(SymplecticAdjoint(), "graph", hidden, **rk4(100)) for hidden in (32, 512))
+    narrow, wide = (
+        peak(SymplecticAdjoint("sqrt"), "graph", hidden, **rk4(100)) for hidden in (32, 512)
+    )
     activations = 2 * 512 * 512 * 4
     weights = 3 * 512 * 512 * 4
     # Forward, backward and temporary copies of a single evaluation, and gradients of the weights.
@@ -64,7 +66,7 @@ def test_backprop_holds_everything():
     everything = peak(Backprop(), "graph", **rk4(400))
     assert everything > 400 * 4 * STATE_SIZE
     # By the states alone it would be 1600 to 2 sqrt(1600).
-    assert everything > 10 * peak(SymplecticAdjoint(), "graph", **rk4(400))
+    assert everything > 10 * peak(SymplecticAdjoint("sqrt"), "graph", **rk4(400))
 
 
 @pytest.mark.slow

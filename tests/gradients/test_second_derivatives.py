@@ -19,11 +19,11 @@ HEUN, BOSH3 = (
 @pytest.mark.parametrize(
     "mode, options, checkpoints",
     [
-        pytest.param("graph", HEUN, "auto", id="graph-heun-auto"),
-        slow("eager", HEUN, "auto", id="eager-heun-auto"),
+        pytest.param("graph", HEUN, "sqrt", id="graph-heun-sqrt"),
+        slow("eager", HEUN, "sqrt", id="eager-heun-sqrt"),
         slow("graph", HEUN, "steps", id="graph-heun-steps"),
         slow("graph", HEUN, "stages", id="graph-heun-stages"),
-        slow("graph", BOSH3, "auto", id="graph-bosh3-auto"),
+        slow("graph", BOSH3, "sqrt", id="graph-bosh3-sqrt"),
         slow("graph", BOSH3, "stages", id="graph-bosh3-stages"),
     ],
 )

@@ -65,7 +65,7 @@ def test_evaluations_of_adaptive_steps(checkpoints):
 
 
 @pytest.mark.parametrize("mode", ["graph", slow("xla")])
-@pytest.mark.parametrize("checkpoints", ["auto", "stages", 60, 20])
+@pytest.mark.parametrize("checkpoints", ["auto", "sqrt", "stages", 60, 20])
 def test_attempts_that_are_not_finite_leave_nothing_behind(mode, checkpoints):
     """What a rejected step computed is not kept, or NaN would stay where stages are overwritten."""
 
@@ -86,7 +86,7 @@ def test_attempts_that_are_not_finite_leave_nothing_behind(mode, checkpoints):
     assert relative_error(actual, expected) < FLOAT64
 
 
-@pytest.mark.parametrize("checkpoints, kept", [("auto", 6), (60, 5), ("steps", 0)])
+@pytest.mark.parametrize("checkpoints, kept", [("sqrt", 6), (60, 5), ("steps", 0)])
 def test_steps_at_the_end_are_not_recomputed(checkpoints, kept):
     """Those that the ring has room for: sqrt(200 / 6), or half of the budget."""
     _, backward, vjps, stats = counts(SymplecticAdjoint(checkpoints), **ADAPTIVE)
@@ -119,7 +119,7 @@ def test_bad_budgets_are_refused(checkpoints):
 
 
 @pytest.mark.parametrize("mode", ["graph", slow("eager"), slow("xla")])
-@pytest.mark.parametrize("checkpoints", ["auto", slow("stages"), slow(12)])
+@pytest.mark.parametrize("checkpoints", ["auto", "sqrt", slow("stages"), slow(12)])
 def test_rejected_steps_that_are_not_finite(checkpoints, mode):
     """Their stage values are gone when the next step's are kept."""
     y0 = tf.constant([0.0], tf.float64)

@@ -63,6 +63,7 @@ FLOAT64, FLOAT32 = 1e-12, 1e-6
 #: The methods that are exact; they share the loop and the sweep, so one stands for all.
 EXACT = (
     "symplectic_adjoint",
+    slow(tfsymadj.SymplecticAdjoint(checkpoints="sqrt")),
     slow(tfsymadj.SymplecticAdjoint(checkpoints="steps")),
     slow(tfsymadj.SymplecticAdjoint(checkpoints="stages")),
     slow(tfsymadj.SymplecticAdjoint(checkpoints=12)),

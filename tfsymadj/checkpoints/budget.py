@@ -1,17 +1,17 @@
 """Checkpointing within a budget of states: what to keep, and how to get back what was not kept.
 
-Positions are counted in segments of `stride` steps, the unit whose stage values are held at a
-time. With c states in store, and if no segment may be advanced more than r times, at most
-binom(c + r, c) segments can be reversed; the schedules built on this number are Griewank's and
-Walther's (Algorithm 799: revolve, ACM TOMS 26, 2000). Where the number of steps is not known
-before the solve, states are replaced on the way so that reversing what is known by then takes the
-fewest advances (online checkpointing; Stumm and Walther, SIAM J. Sci. Comput. 32, 2010).
+Positions are counted in segments of `stride` steps, the unit whose values are held at a time. With
+c states in store, and if no segment may be advanced more than r times, at most binom(c + r, c)
+segments can be reversed; the schedules built on this number are Griewank's and Walther's (Algorithm
+799: revolve, ACM TOMS 26, 2000). Where the number of steps is not known before the solve, states
+are replaced on the way so that reversing what is known by then takes the fewest advances (online
+checkpointing; Stumm and Walther, SIAM J. Sci. Comput. 32, 2010).
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +22,7 @@ from tfsymadj.checkpoints.recording import Recording
 _LARGE = 2**30
 
 
-def budget_recording(problem, budget, keeps_last):
+def budget_recording(problem, budget, keeps_last, tapes_steps=False):
     """The `Recording` that holds at most `budget` states at any time.
 
     Of the possible lengths of a segment it takes the one with the fewest evaluations.
@@ -30,7 +30,8 @@ def budget_recording(problem, budget, keeps_last):
     Args:
         problem: `Problem`.
         budget: int.
-        keeps_last: whether the last segment's stage values are kept where not all are.
+        keeps_last: whether the last segment's values are kept where not all are.
+        tapes_steps: see `Recording`.
 
     Raises:
         ValueError: if the budget is below s + 4.
@@ -41,23 +42,18 @@ def budget_recording(problem, budget, keeps_last):
             f"`checkpoints` must be at least s + 4 = {s + 4} for the method "
             f"{problem.method.name!r} of s = {s} stages. Received: {budget}"
         )
+    values = 1 if tapes_steps else s
     if not isinstance(n, int):
-        stride = budget // (2 * s)
-        slots = budget - stride * s
-        return _Budget(stride, slots, kept=_positions(-(-n // stride), slots))
-    if n * s <= budget:
-        return Recording(stride=n, rows=0, ring=n)
-    best = None
-    for stride in range(1, min((budget - 1) // s, n) + 1):
-        segments, slots = -(-n // stride), budget - stride * s
-        ring = stride if keeps_last else 0
-        again = 0 if segments <= slots else num_advanced_again(segments, slots)
-        cost = stride * again - ring
-        if best is None or cost < best[0]:
-            best = cost, stride, segments, slots, ring
-    _, stride, segments, slots, ring = best
+        stride = budget // (2 * values)
+        slots = budget - stride * values
+        kept = _positions(-(-n // stride), slots)
+        return _Budget(stride, slots, tapes_steps=tapes_steps, kept=kept)
+    _, stride, slots, ring = cheapest_plan(n, budget, values, keeps_last)
+    segments = -(-n // stride)
+    if ring == n:
+        return Recording(stride, rows=0, ring=ring, tapes_steps=tapes_steps)
     if segments <= slots:
-        return Recording(stride, segments, ring)
+        return Recording(stride, segments, ring, tapes_steps)
     if problem.known_length:
         with tf.init_scope():
             positions = _positions(tf.constant(segments), slots).numpy()
@@ -65,7 +61,37 @@ def budget_recording(problem, budget, keeps_last):
         rows[positions[positions < segments]] = np.arange(slots)[positions < segments]
     else:
         rows = online_rows(segments, slots)
-    return _Budget(stride, slots, ring, kept=rows)
+    return _Budget(stride, slots, ring, tapes_steps, kept=rows)
+
+
+class Plan(NamedTuple):
+    """A plan of checkpoints.
+
+    Attributes:
+        cost: how many steps more are computed again than in a plan that does so with each one once.
+        stride: see `Recording`.
+        slots: how many states are held besides the values of `stride` steps.
+        ring: see `Recording`.
+    """
+
+    cost: int
+    stride: int
+    slots: int
+    ring: int
+
+
+@functools.lru_cache(maxsize=256)
+def cheapest_plan(n, budget, values, keeps_last):
+    """The `Plan` of least cost for n steps, of so many values each."""
+    if n * values <= budget:
+        return Plan(-n, n, 0, n)
+    plans = []
+    for stride in range(1, min((budget - 1) // values, n) + 1):
+        segments, slots = -(-n // stride), budget - stride * values
+        ring = stride if keeps_last else 0
+        again = 0 if segments <= slots else num_advanced_again(segments, slots)
+        plans.append(Plan(stride * again - ring, stride, slots, ring))
+    return min(plans, key=lambda plan: plan.cost)
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -225,8 +251,8 @@ class _Budget(Recording):
     def num_advanced(self, num_accepted):
         num_segments = -(-num_accepted // self.stride)
         _, positions = self._stack(num_segments)
-        # With a ring the last segment's stage values are kept.
-        end = num_segments - 1 if self.keeps_stages else num_segments
+        # With a ring the last segment's values are kept.
+        end = num_segments - 1 if self.keeps_steps else num_segments
         ends = tf.minimum(tf.concat([positions[1:], [_LARGE]], 0), end)
         gaps = tf.maximum(ends - positions, 0)
         # `num_advances` of each gap.

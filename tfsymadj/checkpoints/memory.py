@@ -1,18 +1,27 @@
-"""Budgets of bytes: the plan that takes the fewest evaluations within them."""
+"""What to keep for a number of bytes: the plan that takes the least time within them."""
 
+import math
 import re
 
 import tensorflow as tf
 
-from tfsymadj.checkpoints.budget import budget_recording
+from tfsymadj.checkpoints.budget import budget_recording, cheapest_plan
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.config import is_int
+from tfsymadj.dynamics.tapes import num_bytes, tape_bytes
 
 _UNITS = {
     "B": 1,
     **{f"{x}B": 1000**i for i, x in enumerate("kMGT", 1)},
     **{f"{x}iB": 1024**i for i, x in enumerate("KMGT", 1)},
 }
+
+#: The bytes that nobody has to ask for.
+FREE = 64 * 2**20
+
+#: Those of an adaptive solve, which sets them aside, and fills them with zeros, for all steps that
+#: it might take.
+FREE_ADAPTIVE = 64 * 2**10
 
 #: More states than this need not be told apart.
 _MOST = 2**30
@@ -35,11 +44,94 @@ def as_bytes(memory: int | str) -> int:
     )
 
 
-def memory_recording(problem, memory):
-    """The `Recording` that holds at most so many bytes of states at any time.
+def automatic_recording(problem):
+    """The `Recording` of about `root_recording`'s states, or of more where these cost nothing.
 
-    Where the sizes of the state are not known when the solve is traced, it is the one of
-    `SymplecticAdjoint("auto")` with segments as long as the memory allows.
+    A tape for each step, not one for each stage, is faster, and needs one value a step; but it
+    holds all stages' activations. It is taken where these are few. Sizes that are not known when
+    the solve is traced count as `tapes.UNKNOWN`.
+
+    Args:
+        problem: `Problem`.
+    """
+    sizes = [num_bytes(y) for y in _kept_parts(problem)]
+    if None in sizes:
+        return root_recording(problem)
+    tape = _step_tape(problem)
+    tapes_steps = tape is not None and tape <= FREE
+    free = FREE_ADAPTIVE
+    if problem.known_length:
+        free = FREE - tape if tapes_steps else FREE
+    return root_recording(problem, tapes_steps, free // max(sum(sizes), 1))
+
+
+def root_recording(problem, tapes_steps=False, room=0):
+    """The `Recording` of every c-th step, and of the values of c steps at a time.
+
+    There are n / c checkpoints and c v values of n steps of v values: least for c = sqrt(n / v).
+    All values are kept where there is room for them, else of as many steps as there is.
+
+    Args:
+        problem: `Problem`.
+        tapes_steps: see `Recording`.
+        room: for how many states, int or integer scalar.
+    """
+    n, known = problem.max_steps, problem.known_length
+    values = 1 if tapes_steps else problem.method.stages
+    if not (isinstance(n, int) and isinstance(room, int)):
+        count, room = tf.cast(n, tf.float64), tf.cast(room, tf.float64)
+        square = room * room - 4.0 * values * count  # of the equation c v + n / c = room
+        longest = tf.floor((room + tf.sqrt(tf.maximum(square, 0.0))) / (2.0 * values))
+        root = tf.round(tf.sqrt(count / values))
+        stride = tf.where(square < 0.0, root, tf.maximum(longest, root))
+        stride = tf.cast(tf.clip_by_value(stride, 1.0, count), tf.int32)
+        return Recording(stride, -(-n // stride), stride, tapes_steps)
+    if n * values <= room:
+        return Recording(n, 0, n, tapes_steps)
+    stride = _root_stride(n, values, whole=known)
+    # Where fewer steps may be taken than n, all of their values may fit in.
+    ring = 0 if known else stride
+    fitting = [c for c in range(stride + 1, room // values) if c * values + -(-n // c) <= room]
+    if fitting:
+        stride = ring = _preferred(n, fitting, fitting[-1] / 2) if known else fitting[-1]
+    return Recording(stride, -(-n // stride), ring, tapes_steps)
+
+
+def _root_stride(n, values, whole):
+    """The length of a segment, of n steps of so many values.
+
+    Args:
+        whole: whether one that divides n is preferred, if it takes little more memory.
+    """
+    best = max(1, round(math.sqrt(n / values)))
+
+    def held(c):
+        return -(-n // c) + c * values
+
+    divisors = [c for c in range(1, 2 * best + 1) if n % c == 0] if whole else []
+    return min([c for c in divisors if held(c) <= 1.1 * held(best)] or [best], key=held)
+
+
+def _preferred(n, strides, least):
+    """The longest of some strides, or one that divides n: a shorter segment is code of its own."""
+    return max([c for c in strides if n % c == 0 and c >= least], default=strides[-1])
+
+
+def holds_all(problem, memory):
+    """Whether back-propagation through the whole solve needs no more bytes than these.
+
+    Called eagerly, TensorFlow's tape holds everything twice.
+    """
+    n, tape = problem.max_steps, _step_tape(problem)
+    known = isinstance(n, int) and tape is not None and _sizes_are_known(problem.ys)
+    # What is compiled by itself begins its derivative with another solve.
+    return known and not problem.jit_compile and 2 * n * tape <= memory
+
+
+def memory_recording(problem, memory):
+    """The `Recording` that holds at most so many bytes at any time.
+
+    Where the sizes of the state are not known when the solve is traced, it is `root_recording`'s.
 
     Args:
         problem: `Problem`.
@@ -49,23 +141,39 @@ def memory_recording(problem, memory):
         ValueError: if not even the smallest budget of states fits.
     """
     n, s = problem.max_steps, problem.method.stages
-    parts = [problem.ys[i] for i in problem.dynamics.live]
-    if all(y.shape.is_fully_defined() for y in parts) and isinstance(n, int):
-        size = sum(y.shape.num_elements() * y.dtype.size for y in parts)
-        states = min(memory // max(size, 1), _MOST)
-        if states < s + 4:
-            raise ValueError(
-                f"`memory` must be at least {(s + 4) * size} bytes, s + 4 states of {size} bytes, "
-                f"for the method {problem.method.name!r} of s = {s} stages. Received: {memory}"
-            )
-        return budget_recording(problem, states, keeps_last=True)
-    sizes = [tf.size(y, tf.int64) * y.dtype.size for y in parts]
-    size = tf.maximum(tf.add_n(sizes), 1) if sizes else tf.ones([], tf.int64)
-    states = tf.cast(tf.minimum(memory // size, _MOST), tf.float64)
-    count = tf.cast(n, tf.float64)
-    # The largest c with c s stage values and n / c checkpoints, or the one with the fewest states.
-    square = states * states - 4.0 * s * count
-    longest = tf.floor((states + tf.sqrt(tf.maximum(square, 0.0))) / (2.0 * s))
-    stride = tf.where(square < 0.0, tf.round(tf.sqrt(count / s)), longest)
-    stride = tf.cast(tf.clip_by_value(stride, 1.0, count), tf.int32)
-    return Recording(stride=stride, rows=-(-n // stride), ring=stride)
+    parts = _kept_parts(problem)
+    if not (isinstance(n, int) and _sizes_are_known(parts)):
+        sizes = [tf.size(y, tf.int64) * y.dtype.size for y in parts]
+        size = tf.maximum(tf.add_n(sizes), 1) if sizes else tf.ones([], tf.int64)
+        return root_recording(problem, room=tf.minimum(memory // size, _MOST))
+    size, least = max(sum(map(num_bytes, parts)), 1), s + 4
+    states = min(memory // size, _MOST)
+    if states < least:
+        raise ValueError(
+            f"`memory` must be at least {least * size} bytes, s + 4 states of {size} bytes, "
+            f"for the method {problem.method.name!r} of s = {s} stages. Received: {memory}"
+        )
+    tape = _step_tape(problem)
+    beside_tape = 0 if tape is None else min((memory - tape) // size, _MOST)
+    if beside_tape >= least:
+        plan = cheapest_plan(n, beside_tape, 1, keeps_last=True)
+        if plan.cost <= cheapest_plan(n, states, s, keeps_last=True).cost:
+            return budget_recording(problem, beside_tape, keeps_last=True, tapes_steps=True)
+    return budget_recording(problem, states, keeps_last=True)
+
+
+def _kept_parts(problem):
+    return [problem.ys[i] for i in problem.dynamics.live]
+
+
+def _sizes_are_known(ys):
+    return all(y.shape.is_fully_defined() for y in ys)
+
+
+def _step_tape(problem):
+    """The bytes that a tape of one step holds; None where that can't be told."""
+    tape, sizes = tape_bytes(problem.dynamics, problem.ys), [num_bytes(y) for y in problem.ys]
+    if tape is None or None in sizes:
+        return None
+    # Of each stage the activations, the value and the slope.
+    return problem.method.stages * (tape + 2 * sum(sizes))

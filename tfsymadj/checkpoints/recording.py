@@ -8,20 +8,24 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """Every `stride`-th state, and the stage values of the last steps.
+    """Every `stride`-th state, and what the adjoint of the last steps needs.
 
     The accepted steps are divided into segments of `stride` steps, the last one may be shorter.
+    The adjoint of a step needs its stage values; if it is taken by one tape through the whole step,
+    the state before it.
 
     Attributes:
         stride: the number of steps of a segment; int or int32 scalar.
         rows: how many states are kept at most; likewise. None are if all stage values are.
-        ring: of how many steps, the last ones, the stage values are kept: 0, or `stride`: the
-            backward pass puts the stage values of the other segments into the same place.
+        ring: of how many steps, the last ones, these values are kept: 0, or `stride`: the backward
+            pass puts those of the other segments into the same place.
+        tapes_steps: whether there is one tape for a step, not one for each stage.
     """
 
     stride: Any
     rows: Any
     ring: Any = 0
+    tapes_steps: bool = False
 
     @property
     def keeps_states(self):
@@ -29,9 +33,17 @@ class Recording:
         return not (isinstance(self.rows, int) and self.rows == 0)
 
     @property
-    def keeps_stages(self):
+    def keeps_steps(self):
         """Whether there is a ring."""
         return not (isinstance(self.ring, int) and self.ring == 0)
+
+    def num_values(self, num_stages):
+        """How many values the adjoint of a step needs, of a method with so many stages."""
+        return 1 if self.tapes_steps else num_stages
+
+    def num_states(self, num_stages):
+        """How many states are held at most at any time, those of steps and of stages together."""
+        return self.rows + self.stride * self.num_values(num_stages)
 
     def row(self, segment):
         """The row of the state before a segment, `rows` if it is not kept."""
@@ -60,8 +72,8 @@ class Recording:
         """How many steps `restore` will advance in all, int32."""
         return 0
 
-    def num_recomputed(self, num_accepted, num_written):
-        """How many steps have to be recomputed once because their stage values are not kept.
+    def num_not_kept(self, num_accepted, num_written):
+        """How many steps there are whose values are not in the ring.
 
         Args:
             num_accepted: the number of steps.
@@ -70,3 +82,9 @@ class Recording:
         if all(isinstance(n, int) for n in (num_accepted, num_written, self.ring)):
             return min(max(num_written - self.ring, 0), num_accepted)
         return tf.minimum(tf.maximum(num_written - self.ring, 0), num_accepted)
+
+    def num_recomputed(self, num_accepted, num_written):
+        """How many steps have to be computed once more for their values; likewise."""
+        count = self.num_not_kept(num_accepted, num_written)
+        # The last step of a segment needs no value but the state before it.
+        return count - -(-count // self.stride) if self.tapes_steps else count

@@ -63,6 +63,9 @@ class Recomputing(Gradient):
         states = _platform.with_gradient(outcome.states, tf.nest.flatten(inputs), backward)
         planned = self.backward_evaluations(problem, recording, outcome)
         stats = outcome.stats._replace(num_backward_evaluations=planned)
+        if recording is not None:
+            held = recording.num_states(problem.method.stages)
+            stats = stats._replace(num_states=tf.convert_to_tensor(held))
         return outcome.with_states(states)._replace(stats=stats)
 
 

@@ -1,10 +1,8 @@
 """The adaptive checkpoint adjoint: back-propagation step by step."""
 
-import tensorflow as tf
-
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.gradients.recomputing import Recomputing
-from tfsymadj.gradients.sweep import TapeSweep, extended_steps
+from tfsymadj.gradients.sweep import Sweep, planned_evaluations
 
 
 class StepCheckpoint(Recomputing):
@@ -22,16 +20,10 @@ class StepCheckpoint(Recomputing):
     """
 
     def recording(self, problem):
-        return Recording(stride=1, rows=problem.max_steps)
+        return Recording(stride=1, rows=problem.max_steps, tapes_steps=True)
 
     def backward(self, problem, recording, outcome, cotangents):
-        return TapeSweep(problem, recording, outcome, cotangents).run()
+        return Sweep(problem, recording, outcome, cotangents).run()
 
     def backward_evaluations(self, problem, recording, outcome):
-        method, accepted = problem.method, outcome.stats.num_accepted
-        each = method.without_interpolant()
-        planned = accepted * tf.constant(each.evaluations)
-        if method.extends:
-            further = method.stages - each.stages
-            return planned + further * extended_steps(problem, outcome, accepted)
-        return planned if not problem.interpolates else planned + 1
+        return planned_evaluations(problem, recording, outcome)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsymadj.arithmetic import accumulator, add, add_terms, after, compensated_sum, inner
-from tfsymadj.checkpoints.store import RingOfStages, StageLists
+from tfsymadj.checkpoints.store import Lists, Ring
 from tfsymadj.dynamics.closing import Sources
 from tfsymadj.xla import repeated, static_int
 
@@ -53,12 +53,6 @@ class Sweep:
 
     def run(self):
         """The gradients, `Sources`."""
-        # Nothing is computed, and no memory set aside, before the cotangents are there: or the
-        # solves of a model would all be at it at once.
-        with tf.control_dependencies([*self._cotangents, *self._of_mark]):
-            return self._run()
-
-    def _run(self):
         problem, dynamics = self._problem, self._dynamics
         last = self._outputs.last_cotangents(self._cotangents, self._accepted)
         sums = Sources(last, dynamics.captured, dynamics.variables, [])
@@ -70,13 +64,15 @@ class Sweep:
         )
         if self._outputs.interpolates and not self._method.extends:
             state = self._from_the_end(state)
-        first = self._recording.num_recomputed(self._accepted, self._written)
-        if self._recording.keeps_stages:
-            stages = RingOfStages(self._recording.ring)
+        first = self._recording.num_not_kept(self._accepted, self._written)
+        if self._recording.keeps_steps:
+            values = Ring(self._recording.ring)
             kept = self._accepted - first
-            state = self._adjoint_steps(first, kept, stages, self._kept.stages, state)
+            with _ready(state):
+                state = self._adjoint_steps(first, kept, values, self._kept.steps, state)
         if self._recording.keeps_states:
-            state = self._segments(first, state)
+            with _ready(state):
+                state = self._segments(first, state)
         totals = state.totals
 
         def in_dtype_of(inputs, gradients):
@@ -100,18 +96,18 @@ class Sweep:
         return [stops, *self._within.rates]
 
     def _segments(self, steps, state):
-        """The adjoint over the first `steps`, segment by segment: recompute the stages, then it."""
+        """The adjoint over the first `steps`, segment by segment: recompute the values, then it."""
         recording = self._recording
-        stride, s, like = recording.stride, self._method.stages, self._live
+        stride, like = recording.stride, self._live
         single = isinstance(stride, int) and stride == 1  # segments of one step
         # One place for all segments: what an earlier segment left is overwritten.
         if single:
-            stages, rows = None, []
-        elif recording.keeps_stages:
-            stages, rows = RingOfStages(recording.ring), self._kept.stages
+            values, rows = None, []
+        elif recording.keeps_steps:
+            values, rows = Ring(recording.ring), self._kept.steps
         else:
-            stages = StageLists(stride, s)
-            rows = stages.reserve(after(state.totals.ys, [tf.zeros_like(y) for y in like]))
+            values = Lists(stride, recording.num_values(self._method.stages))
+            rows = values.reserve(after(state.totals.ys, [tf.zeros_like(y) for y in like]))
 
         def advance(begin, end, ys):
             return self._advance(begin * stride, end * stride, ys)
@@ -121,12 +117,12 @@ class Sweep:
             begin = q * stride
             ys, held = recording.restore(q, held, self._kept.states, like, advance)
             if not single:
-                ys, rows = self._recompute(begin, length - 1, ys, stages, rows)
-            # The last step's stages are used at once, and the state after it is not needed, so
+                ys, rows = self._recompute(begin, length - 1, ys, values, rows)
+            # The last step's values are used at once, and the state after it is not needed, so
             # that its last evaluation is not made.
             state = self._adjoint_from_state(begin + length - 1, ys, state)
             if not single:
-                state = self._adjoint_steps(begin, length - 1, stages, rows, state)
+                state = self._adjoint_steps(begin, length - 1, values, rows, state)
             return held, rows, state
 
         variables = recording.held(self._kept.states, -(-self._written // stride)), rows, state
@@ -149,7 +145,7 @@ class Sweep:
             variables,
             "segments",
             bound=_segment_bound(self._problem, recording),
-            overlap=2,  # the next segment's stages beside this one's adjoint
+            overlap=2,  # the next segment's steps beside this one's adjoint
         )
         return state
 
@@ -201,34 +197,40 @@ class Sweep:
         )
         return ys
 
-    def _recompute(self, begin, count, ys, stages, rows):
-        """The state after `count` steps; `rows` get the stage values of these."""
+    def _recompute(self, begin, count, ys, values, rows):
+        """The state after `count` steps; `rows` get the values of these."""
+        tapes_steps = self._recording.tapes_steps
 
         def body(i, variables):
             ys, rows = variables
-            step = self._stages(begin + i, ys)
-            return step.ys, stages.set(rows, begin + i, step.stages)
+            step = self._step(begin + i, ys) if tapes_steps else self._stages(begin + i, ys)
+            return step.ys, values.set(rows, begin + i, [ys] if tapes_steps else step.stages)
 
         bound = _static(self._recording.stride)
         return repeated(count, body, (ys, rows), "recompute", bound)
 
-    def _adjoint_steps(self, begin, count, stages, rows, state):
+    def _adjoint_steps(self, begin, count, values, rows, state):
         """The adjoint over `count` steps from `begin` on, last first."""
 
         def body(i, state):
             n = begin + count - 1 - i
-            return self._adjoint_step(n, stages.of_step(rows, n, self._live), state)
+            return self._adjoint_step(n, values.of_step(rows, n, self._live), state)
 
-        return repeated(count, body, state, "adjoint", _static(self._recording.stride))
+        bound, overlap = _static(self._recording.stride), 1 + self._recording.tapes_steps
+        return repeated(count, body, state, "adjoint", bound, overlap)
 
     def _adjoint_from_state(self, n, ys, state):
         """The adjoint over the step n, from the state before it."""
+        if self._recording.tapes_steps:
+            return self._adjoint_step(n, lambda _: ys, state)
         stages = [tf.stack(x) for x in zip(*self._stages(n, ys).stages)]
         return self._adjoint_step(n, lambda i: [tf.gather(x, i) for x in stages], state)
 
-    def _adjoint_step(self, n, stage, state):
-        """The adjoint over the step n, from its stage values: `stage(i)`, their live parts."""
-        return self._differentiate(n, self._method.adjoint, lambda i: self._whole(stage(i)), state)
+    def _adjoint_step(self, n, value, state):
+        """The adjoint over the step n, from its values: `value(i)`, their live parts."""
+        if self._recording.tapes_steps:
+            return self._differentiate(n, self._method.vjp, self._whole(value(0)), state)
+        return self._differentiate(n, self._method.adjoint, lambda i: self._whole(value(i)), state)
 
     def _differentiate(self, n, rule, start, state):
         """The step n by `Method.adjoint` from its stages, or by `Method.vjp` from the state."""
@@ -335,6 +337,13 @@ class Sweep:
         return [here._replace(start=start, step=step)], sums
 
 
+def _ready(state):
+    """Within this nothing is computed, and no memory set aside, before the adjoint is there: or the
+    solves of a model would all be at it at once, and a solve at several segments.
+    """
+    return tf.control_dependencies(state.totals.ys)
+
+
 def _static(n):
     return n if isinstance(n, int) else None
 
@@ -350,8 +359,19 @@ def extended_steps(problem, outcome, steps):
     return problem.outputs().num_extended(outcome.record.grid, accepted, steps)
 
 
-class TapeSweep(Sweep):
-    """Back-propagation through one step at a time: all stages under one tape."""
-
-    def _adjoint_from_state(self, n, ys, state):
-        return self._differentiate(n, self._method.vjp, self._whole(ys), state)
+def planned_evaluations(problem, recording, outcome):
+    """How many evaluations a sweep takes at most, int32 scalar; a taped one counts once."""
+    method, accepted = problem.method.without_error(), outcome.stats.num_accepted
+    again = recording.num_recomputed(accepted, outcome.num_written)
+    advanced = recording.num_advanced(accepted)
+    each = method.without_interpolant()
+    taped = each.evaluations if recording.tapes_steps else each.adjoint_evaluations
+    planned = accepted * tf.constant(taped) + (again + advanced) * each.evaluations
+    if method.extends:  # the further rows and the last slope, but for the last one's value
+        further = method.stages - each.stages
+        planned += further * extended_steps(problem, outcome, accepted)
+        if not recording.tapes_steps:
+            planned += (further - 1) * extended_steps(problem, outcome, again)
+    elif problem.interpolates:  # all stages may count, and the last step's end
+        planned += accepted * (method.stages - taped) + 1
+    return planned

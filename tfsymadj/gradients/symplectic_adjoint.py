@@ -4,18 +4,21 @@ Matsubara, Miyatake, Yaguchi: Symplectic Adjoint Method for Exact Gradient of Ne
 Minimal Memory, NeurIPS 2021, arXiv:2102.09750; IEEE TNNLS 35(8), 2024.
 """
 
-import math
-
-import tensorflow as tf
-
 from tfsymadj.checkpoints.budget import budget_recording
-from tfsymadj.checkpoints.memory import as_bytes, memory_recording
+from tfsymadj.checkpoints.memory import (
+    as_bytes,
+    automatic_recording,
+    holds_all,
+    memory_recording,
+    root_recording,
+)
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.config import is_int
+from tfsymadj.gradients.backprop import Backprop
 from tfsymadj.gradients.recomputing import Recomputing
-from tfsymadj.gradients.sweep import Sweep, extended_steps
+from tfsymadj.gradients.sweep import Sweep, planned_evaluations
 
-_CHECKPOINTS = ("auto", "steps", "stages")
+_CHECKPOINTS = ("auto", "sqrt", "steps", "stages")
 
 
 class SymplecticAdjoint(Recomputing):
@@ -91,28 +94,29 @@ class SymplecticAdjoint(Recomputing):
     def plans_by_length(self):
         return self.memory is not None
 
+    def solve(self, problem):
+        if self._bytes is not None and holds_all(problem, self._bytes):
+            return Backprop().solve(problem)
+        return super().solve(problem)
+
     def recording(self, problem):
-        n, s = problem.max_steps, problem.method.stages
+        n, checkpoints = problem.max_steps, self.checkpoints
         if self._bytes is not None:
-            recording = memory_recording(problem, self._bytes)
-        elif isinstance(self.checkpoints, int):
-            # As below.
-            recording = budget_recording(problem, self.checkpoints, not problem.known_length)
-        elif self.checkpoints == "stages":
+            return memory_recording(problem, self._bytes)
+        if checkpoints == "auto":
+            return automatic_recording(problem)
+        if checkpoints == "sqrt":
+            return root_recording(problem)
+        if isinstance(checkpoints, int):
+            recording = budget_recording(problem, checkpoints, not problem.known_length)
+        elif checkpoints == "stages":
             recording = Recording(stride=n, rows=0, ring=n)
-        elif self.checkpoints == "steps":
-            recording = Recording(stride=1, rows=n)
         else:
-            stride = _stride(n, s, whole=problem.known_length)
-            # Where fewer steps may be taken, all of their stages may fit in. Not elsewhere: an
-            # eager tape would hold the ring a second time.
-            ring = 0 if problem.known_length else stride
-            return Recording(stride=stride, rows=-(-n // stride), ring=ring)
-        if not problem.known_length and self._bytes is None:
-            states = recording.ring * s + recording.rows
+            recording = Recording(stride=1, rows=n)
+        if not problem.known_length:
             problem.refuse_size(
-                states,
-                f"An adaptive solve with `checkpoints={self.checkpoints!r}`",
+                recording.ring * problem.method.stages + recording.rows,
+                f"An adaptive solve with `checkpoints={checkpoints!r}`",
                 "Use `checkpoints='auto'` or a smaller `max_steps`.",
             )
         return recording
@@ -121,36 +125,4 @@ class SymplecticAdjoint(Recomputing):
         return Sweep(problem, recording, outcome, cotangents).run()
 
     def backward_evaluations(self, problem, recording, outcome):
-        method, accepted = problem.method.without_error(), outcome.stats.num_accepted
-        again = recording.num_recomputed(accepted, outcome.num_written)
-        advanced = recording.num_advanced(accepted)
-        each = method.without_interpolant()
-        planned = accepted * each.adjoint_evaluations + (again + advanced) * each.evaluations
-        if method.extends:  # the further rows and the last slope, but for the last one's value
-            further = method.stages - each.stages
-            planned += further * extended_steps(problem, outcome, accepted)
-            planned += (further - 1) * extended_steps(problem, outcome, again)
-        elif problem.interpolates:  # all stages may count, and the last step's end
-            planned += accepted * (method.stages - method.adjoint_evaluations) + 1
-        return planned
-
-
-def _stride(n, s, whole):
-    """The length of a segment, of n steps of s stages.
-
-    There are n / c checkpoints and c s stage values at a time: least for c = sqrt(n / s).
-
-    Args:
-        whole: whether one that divides n is preferred, if it takes little more memory: a shorter
-            last segment is code of its own.
-    """
-    if not isinstance(n, int):
-        stride = tf.cast(tf.round(tf.sqrt(tf.cast(n, tf.float64) / s)), tf.int32)
-        return tf.maximum(stride, 1)
-    best = max(1, round(math.sqrt(n / s)))
-
-    def held(c):
-        return -(-n // c) + c * s
-
-    divisors = [c for c in range(1, 2 * best + 1) if n % c == 0] if whole else []
-    return min([c for c in divisors if held(c) <= 1.1 * held(best)] or [best], key=held)
+        return planned_evaluations(problem, recording, outcome)

@@ -345,6 +345,7 @@ class _Loop:
                 num_rejected=c.attempts - c.accepted,
                 num_evaluations=counted + evaluations,
                 num_backward_evaluations=tf.zeros([], tf.int32),
+                num_states=tf.zeros([], tf.int32),
             ),
             record=kept,
             times=times,
