@@ -80,6 +80,7 @@ benchmark-peers: venv $(PEERS)/jax/.stamp $(PEERS)/torch/.stamp  ## Compare with
 	$(BIN)/python benchmarks/compare_peers.py --output docs
 	$(BIN)/python benchmarks/outputs.py --output docs
 	$(BIN)/python benchmarks/small.py --output docs
+	$(BIN)/python benchmarks/frontier.py --output docs
 
 gpu-check: venv  ## On a machine with a GPU: the tests that matter there, and the tables, to docs/gpu.md.
 	$(BIN)/python benchmarks/gpu_check.py --output docs

@@ -19,6 +19,7 @@ MODES = ["graph", "XLA", "eager"]
 METHODS = {
     "backprop": tfsymadj.Backprop(),
     "symplectic, auto": tfsymadj.SymplecticAdjoint("auto"),
+    "symplectic, sqrt": tfsymadj.SymplecticAdjoint("sqrt"),
     "symplectic, steps": tfsymadj.SymplecticAdjoint("steps"),
     "symplectic, stages": tfsymadj.SymplecticAdjoint("stages"),
 }

@@ -44,7 +44,7 @@ THEORY = {
     "baseline": ("M y + N s L", lambda N, s, L, M, y: M * y + N * s * L),
     "ACA": ("M N y + s L", lambda N, s, L, M, y: M * N * y + s * L),
     "continuous adjoint": ("M y + L", lambda N, s, L, M, y: M * y + L),
-    "symplectic, auto": (
+    "symplectic, sqrt": (
         "(M + 1) √(N s) y + L",
         lambda N, s, L, M, y: (M + 1) * math.sqrt(N * s) * y + L,
     ),

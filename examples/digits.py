@@ -35,8 +35,8 @@ tf.get_logger().setLevel("ERROR")
 DEVICE = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
 GRADIENTS = {
     "symplectic adjoint, auto": tfsymadj.SymplecticAdjoint("auto"),
+    "symplectic adjoint, sqrt": tfsymadj.SymplecticAdjoint("sqrt"),
     "symplectic adjoint, steps": tfsymadj.SymplecticAdjoint("steps"),
-    "symplectic adjoint, stages": tfsymadj.SymplecticAdjoint("stages"),
     "back-propagation": tfsymadj.Backprop(),
 }
 COLORS = dict(zip(GRADIENTS, ["#0072B2", "#009E73", "#D55E00", "#555555"]))

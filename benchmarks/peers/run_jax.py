@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
-METHODS = ["default", "per_step", "direct", "backsolve"]
+CHECKPOINTS = [2, 4, 8, 16, 32, 64]
+METHODS = ["default", "per_step", "direct", "backsolve", *map(str, CHECKPOINTS)]
 
 
 class RK38(diffrax.AbstractERK):
@@ -72,7 +73,8 @@ def make_loss(work, method, max_steps, visit=None):
     elif method == "direct":
         adjoint = diffrax.DirectAdjoint()
     else:
-        checkpoints = max_steps if method == "per_step" else None
+        named = {"default": None, "per_step": max_steps}
+        checkpoints = named[method] if method in named else int(method)
         adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints)
 
     def loss(weights, y0, noise):

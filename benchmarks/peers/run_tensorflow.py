@@ -9,13 +9,18 @@ import tensorflow as tf
 
 import tfsymadj
 
+BUDGETS = [2, 4, 8, 16, 32, 64, 256, 2048]  # MiB
 GRADIENTS = {
     "auto": tfsymadj.SymplecticAdjoint("auto"),
-    "24": tfsymadj.SymplecticAdjoint(24),
+    "sqrt": tfsymadj.SymplecticAdjoint("sqrt"),
     "64": tfsymadj.SymplecticAdjoint(64),
+    **{f"{n}MiB": tfsymadj.SymplecticAdjoint(memory=f"{n} MiB") for n in BUDGETS},
     "steps": tfsymadj.SymplecticAdjoint("steps"),
     "stages": tfsymadj.SymplecticAdjoint("stages"),
+    "aca": tfsymadj.StepCheckpoint(),
+    "baseline": tfsymadj.SolveCheckpoint(),
     "backprop": tfsymadj.Backprop(),
+    "continuous": tfsymadj.ContinuousAdjoint(),
 }
 METHODS = [f"{name}-{mode}" for name in (*GRADIENTS, "tfp") for mode in ("xla", "graph")]
 
