@@ -9,6 +9,7 @@ import tensorflow as tf
 from helpers.modes import slow
 
 import tfsymadj
+from tfsymadj import SymplecticAdjoint
 from tfsymadj.callbacks import GradientMemory
 from tfsymadj.layers import ConcatTime, ODELayer
 
@@ -79,11 +80,11 @@ class Peaks(keras.callbacks.Callback):
 
 
 def test_gradient_memory():
-    """Back-propagation keeps all steps, the symplectic adjoint a part of them."""
+    """Back-propagation keeps all steps, the symplectic adjoint of least memory a part of them."""
     x = np.ones((256, 64), "float32")
     state = x.nbytes / 2**20
     found = {}
-    for gradient in ("backprop", "symplectic_adjoint"):
+    for name, gradient in (("backprop", "backprop"), ("sqrt", SymplecticAdjoint("sqrt"))):
         layer = ODELayer(
             keras.layers.Dense(64, "tanh"), method="euler", num_steps=100, gradient=gradient
         )
@@ -93,11 +94,11 @@ def test_gradient_memory():
         history = model.fit(
             x, x, batch_size=256, epochs=2, verbose=0, callbacks=[GradientMemory(), peaks]
         ).history
-        found[gradient] = history["gradient_memory_mib"][-1] / state
+        found[name] = history["gradient_memory_mib"][-1] / state
         assert peaks.seen == history["gradient_memory_mib"][-1]
     assert found["backprop"] > 100
     # 2 sqrt(100) checkpoints, and a few states and activations.
-    assert 20 <= found["symplectic_adjoint"] < 50
+    assert 20 <= found["sqrt"] < 50
 
 
 def test_gradient_memory_of_an_unknown_device():
@@ -106,8 +107,13 @@ def test_gradient_memory_of_an_unknown_device():
         model.fit(X, X, verbose=0, callbacks=[GradientMemory("CPU:9")])
 
 
-def test_names_in_profiles():
-    model = model_of(method="rk4", num_steps=3)
+@pytest.mark.parametrize(
+    "checkpoints, loops",
+    [("auto", ["adjoint"]), ("sqrt", ["segments", "adjoint_of_stages"])],
+)
+def test_names_in_profiles(checkpoints, loops):
+    gradient = SymplecticAdjoint(checkpoints)
+    model = model_of(method="rk4", num_steps=3, gradient=gradient)
 
     @tf.function
     def step(x):
@@ -119,7 +125,8 @@ def test_names_in_profiles():
     names = [node.name for node in definition.node]
     inner = [node.name for f in definition.library.function for node in f.node_def]
     assert any(re.search(r"/ode[_0-9]*/integrate$", name) for name in names)
-    assert any(name.endswith("SymplecticAdjoint/segments") for name in names)
-    assert any("adjoint_of_stages" in name for name in inner)
+    assert any(name.endswith(f"SymplecticAdjoint/{loops[0]}") for name in names)
+    for loop in loops[1:]:
+        assert any(loop in name for name in inner)
     for stage in (1, 4):
         assert any(f"stage_{stage}/" in name for name in inner)

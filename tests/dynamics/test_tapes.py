@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 
+import tfsymadj
 from tfsymadj.dynamics.closing import close
 from tfsymadj.dynamics.tapes import UNKNOWN, num_bytes, tape_bytes
 
@@ -41,6 +42,26 @@ def test_loops():
         return tf.while_loop(lambda y: tf.reduce_sum(y) > 1.0, lambda y: tf.sin(y), (y,))[0]
 
     assert tape(loop, 5, 2) is None
+
+
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_without_a_derivative(jit_compile):
+    """Is no reason not to solve."""
+
+    @tf.custom_gradient
+    def negative(y):
+        def backward(_):
+            raise RuntimeError("no derivative")
+
+        return -y, backward
+
+    options = dict(num_steps=2, jit_compile=jit_compile)
+    y0 = tf.constant([1.0])
+    assert float(tfsymadj.odeint(lambda t, y: negative(y), y0, [0.0, 1.0], **options)[-1, 0]) < 0.4
+    with pytest.raises(RuntimeError, match="no derivative"), tf.GradientTape() as tape:
+        tape.watch(y0)
+        y = tfsymadj.odeint(lambda t, y: negative(y), y0, [0.0, 1.0], **options)
+        tape.gradient(y, y0)
 
 
 def test_no_rank():

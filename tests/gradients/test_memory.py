@@ -24,6 +24,13 @@ def test_square_root_of_the_steps_of_a_wide_network(mode):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_what_costs_nothing(mode):
+    """Of 1,000 states of 128 KiB those that 64 MiB hold, a step's tape included."""
+    assert peak(SymplecticAdjoint(), mode, **rk4(1000)) < 64 * MIB + 16 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_four_times_the_steps_double_the_memory(mode):
     few, many = (peak(SymplecticAdjoint("sqrt"), mode, **rk4(n)) for n in (1000, 4000))
     # Sizes are rounded up to powers of two at the worst: a factor of two may show as a bit more.

@@ -33,7 +33,10 @@ def tape_bytes(dynamics, ys):
         return [x for x in tf.nest.flatten(found) if x is not None]
 
     traced = tf.function(derivative, autograph=False)
-    graph = traced.get_concrete_function(tf.TensorSpec([], tf.float64), *specs, *specs).graph
+    try:
+        graph = traced.get_concrete_function(tf.TensorSpec([], tf.float64), *specs, *specs).graph
+    except Exception:  # of any kind: it is raised again where the gradient is wanted
+        return None
     evaluated = _reached(graph.inputs[: number + 1], _users)
     later = _reached(graph.inputs[number + 1 : 2 * number + 1], _users)
     later &= _reached(graph.outputs, lambda op: [x.op for x in op.inputs])

@@ -29,32 +29,41 @@ class SymplecticAdjoint(Recomputing):
     checkpoint it recomputes the stage values of a segment's steps, then runs the adjoint over
     them. Rejected steps cost nothing, nor do stages of weight zero.
 
+    Where the activations of all stages are few, one tape for a whole step computes the same sums
+    faster, and a step needs one value, the state before it, instead of s stage values.
+
     Args:
         checkpoints: which states are kept.
 
-            * `"auto"`: every c-th step, with c so that about 2 sqrt(N s) states are held at any
+            * `"auto"`: `"sqrt"`, and more where that costs nothing. A step gets one tape if its
+              activations take 64 MiB at most. With a number of steps that is known before the
+              solve, the values of all steps are kept, or of as many as 64 MiB hold, and the others
+              recomputed; with adaptive steps those of at least so many as 64 KiB hold, since the
+              place for `max_steps` steps is filled with zeros whatever is taken. What is unknown of
+              a shape when the solve is traced, such as a batch size, counts as 256.
+            * `"sqrt"`: every c-th step, with c so that about 2 sqrt(N s) states are held at any
               time, for N steps of s stages (`max_steps` in place of N where N is not known before
               the solve; then the stage values of the last c steps are kept as well, and short
               solves recompute nothing). No more evaluations than `"steps"`.
             * `"steps"`: every step, N + s states, as in the paper.
-            * `"stages"`: every stage value, N s states. Most memory, least time: nothing is
-              recomputed but the taped evaluations.
+            * `"stages"`: every stage value, N s states. Nothing is recomputed but the taped
+              evaluations.
             * an int, at least s + 4: a budget of states, those of steps and of stages together,
-              that may be held at any time. Below the automatic amount parts of the solve are
+              that may be held at any time. Below the amount of `"sqrt"` parts of the solve are
               computed again from the states at hand, as rarely as the budget allows (binomial
-              checkpointing; `Solution.stats` tells the evaluations).
+              checkpointing; `Solution.stats` tells the evaluations, and the states held).
 
             Called eagerly, TensorFlow's tape keeps a second time what the backward pass overwrites:
-            a budget's states, and the stage values that an adaptive solve keeps. Of several
-            adaptive solves in a row each holds its own stage values.
+            a budget's states, and the values that an adaptive solve keeps. Of several adaptive
+            solves in a row each holds its own.
 
             In an adaptive solve `"steps"` and `"stages"` need the memory of `max_steps` steps.
         memory: in place of `checkpoints` a budget of bytes, an int or a string such as
-            `"256 MiB"`: of the plans that hold no more states than that at any time the one with
-            the fewest evaluations: all stage values where they fit, else as many as do, else
-            binomial checkpointing. The activations of one use of the dynamics come on top. Where
-            the sizes of the state are not known when the solve is traced, no fewer states are held
-            than with `"auto"`.
+            `"256 MiB"`: the plan that computes least within it. From the most memory to the least:
+            `Backprop`, if it fits twice; one tape for a step, counted with the states, or one for a
+            stage, whose activations come on top, with the values of all steps, of as many as fit,
+            or of segments; binomial checkpointing. Where the sizes of the state are not known when
+            the solve is traced, no fewer states are held than with `"sqrt"`.
 
     Raises:
         ValueError: if `checkpoints` or `memory` is none of these, or both are given.
