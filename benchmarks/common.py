@@ -236,6 +236,22 @@ def draw(axis, points, name, **style):
     axis.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
 
 
+def few_labels(*sides):
+    """Few labels on the logarithmic ones of a plot's axes, also for less than a factor of ten.
+
+    Args:
+        *sides: `axis.xaxis` or `axis.yaxis`, their margins set.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for side in sides:
+        low, high = sorted(side.get_view_interval())
+        digits = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+        side.set_major_locator(LogLocator(subs=digits))
+        side.set_major_formatter(StrMethodFormatter("{x:g}"))
+        side.set_minor_formatter(NullFormatter())
+
+
 def save(figure, path):
     """Writes a figure and says where."""
     path = pathlib.Path(path)

@@ -215,19 +215,6 @@ def table(results):
     return "\n".join(texts)
 
 
-def few_labels(axis):
-    """Few labels on logarithmic axes, also where the data span less than a factor of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axis.margins(0.12)
-    for side in (axis.xaxis, axis.yaxis):
-        low, high = sorted(side.get_view_interval())
-        digits = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
-        side.set_major_locator(LogLocator(subs=digits))
-        side.set_major_formatter(StrMethodFormatter("{x:g}"))
-        side.set_minor_formatter(NullFormatter())
-
-
 def versions(rows):
     """Of the packages that these rows are of, but for that which the machine tells."""
     found = {part for row in rows for part in row["version"].split(", ")}
@@ -261,7 +248,8 @@ def plot(summaries, title, path):
         axis.set_title(work.title.replace(": ", "\n", 1), fontsize=9)
         axis.set_xlabel("seconds per gradient")
         axis.set_ylabel("peak MiB")
-        few_labels(axis)
+        axis.margins(0.12)
+        common.few_labels(axis.xaxis, axis.yaxis)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(summaries) :]:

@@ -212,6 +212,7 @@ def plot(rows, title, path):
                 )  # fmt: skip
         axis.set(xscale="log", xlabel="peak memory (MiB)", ylabel="time of a step (s)", title=mode)
         axis.margins(x=0.15, y=0.1)
+        common.few_labels(axis.xaxis)
         axis.set_ylim(0.0, None)
         axis.grid(True, alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

@@ -64,7 +64,8 @@ def plot(summaries, caption, path):
                 )  # fmt: skip
         axis.set_title(work.title.replace(": ", "\n", 1), fontsize=9)
         axis.set(xlabel="seconds per gradient", ylabel="peak MiB")
-        compare_peers.few_labels(axis)
+        axis.margins(0.12)
+        common.few_labels(axis.xaxis, axis.yaxis)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     handles = {

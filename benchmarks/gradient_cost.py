@@ -80,7 +80,6 @@ def measure(mode, arguments):
 def plot(rows, title, path):
     """Time beside peak memory, one pair of panels, a row per mode and method."""
     plt = common.pyplot()
-    colors = dict(zip(METHODS, ["#555555", "#0072B2", "#009E73", "#D55E00"]))
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     # From the top down, a gap of one row between two modes.
     positions = [-(i + modes.index(row["mode"])) for i, row in enumerate(rows)]
@@ -93,7 +92,7 @@ def plot(rows, title, path):
     ]
     for axis, (key, form, label) in zip(axes, panels):
         values = [row[key] for row in rows]
-        bars = axis.barh(positions, values, color=[colors[row["name"]] for row in rows])
+        bars = axis.barh(positions, values, color=[common.STYLES[row["name"]][0] for row in rows])
         axis.bar_label(bars, [form.format(value) for value in values], padding=3)
         axis.set_xlabel(label)
         axis.spines[["top", "right", "left"]].set_visible(False)

@@ -19,7 +19,7 @@ from workloads import WORKLOADS
 import tfsymadj
 
 REPEATS = 200
-CHECKPOINTS = ("auto", "steps", "stages")
+CHECKPOINTS = ("auto", "sqrt", "steps", "stages")
 COLUMNS = "{:<9}{:<9}{:>13}{:>13}{:>10}{:>15}{:>12}{:>9}"
 
 

@@ -188,7 +188,10 @@ class Method:
         with_time: bool = False,
         slopes: SlopeCotangents | None = None,
     ) -> Sources:
-        """`adjoint` by back-propagation, from the state before the step: all stages on one tape."""
+        """`adjoint` by back-propagation, from the state before the step: all stages on one tape.
+
+        Gradient methods take it where the activations of all stages may be held at a time.
+        """
         sources = dynamics.sources(ys, [t, h] if with_time else [])
         with dynamics.substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
