@@ -118,14 +118,17 @@ def _preferred(n, strides, least):
 
 
 def holds_all(problem, memory):
-    """Whether back-propagation through the whole solve needs no more bytes than these.
+    """Whether back-propagation through a known number of steps needs no more bytes than these.
 
-    Called eagerly, TensorFlow's tape holds everything twice.
+    Called eagerly, TensorFlow's tape holds everything twice. The adaptive loop would be
+    differentiated with all steps that it might take.
     """
-    n, tape = problem.max_steps, _step_tape(problem)
-    known = isinstance(n, int) and tape is not None and _sizes_are_known(problem.ys)
+    n = problem.max_steps
     # What is compiled by itself begins its derivative with another solve.
-    return known and not problem.jit_compile and 2 * n * tape <= memory
+    if not problem.known_length or not isinstance(n, int) or problem.jit_compile:
+        return False
+    tape = _step_tape(problem) if _sizes_are_known(problem.ys) else None
+    return tape is not None and 2 * n * tape <= memory
 
 
 def memory_recording(problem, memory):

@@ -86,5 +86,5 @@ class Recording:
     def num_recomputed(self, num_accepted, num_written):
         """How many steps have to be computed once more for their values; likewise."""
         count = self.num_not_kept(num_accepted, num_written)
-        # The last step of a segment needs no value but the state before it.
+        # The last step of a segment has no value but the state before it.
         return count - -(-count // self.stride) if self.tapes_steps else count

@@ -104,18 +104,15 @@ class Ring:
 
 
 class Lists:
-    """The values of a segment's steps but the last one, in tensor lists."""
+    """The values of a segment's steps, in tensor lists."""
 
     def __init__(self, stride, num_values):
         self._stride, self._num_values = stride, num_values
 
     def reserve(self, like):
         """The rows."""
-        stride, count = self._stride, self._num_values
-        # At least one: a stride that is known at run time only may turn out to be one.
-        static = isinstance(stride, int)
-        most = (stride - 1) * count if static else tf.maximum((stride - 1) * count, 1)
-        return [buffers.set_row(buffers.reserve_rows(most, y), 0, y) for y in like]
+        count = self._stride * self._num_values
+        return [buffers.set_row(buffers.reserve_rows(count, y), 0, y) for y in like]
 
     def set(self, rows, n, values):
         """`rows` with the values of step n, lists of tensors."""

@@ -116,14 +116,10 @@ class Sweep:
             held, rows, state = variables
             begin = q * stride
             ys, held = recording.restore(q, held, self._kept.states, like, advance)
-            if not single:
-                ys, rows = self._recompute(begin, length - 1, ys, values, rows)
-            # The last step's values are used at once, and the state after it is not needed, so
-            # that its last evaluation is not made.
-            state = self._adjoint_from_state(begin + length - 1, ys, state)
-            if not single:
-                state = self._adjoint_steps(begin, length - 1, values, rows, state)
-            return held, rows, state
+            if single:
+                return held, rows, self._adjoint_from_state(begin, ys, state)
+            rows = self._recompute(begin, length, ys, values, rows)
+            return held, rows, self._adjoint_steps(begin, length, values, rows, state)
 
         variables = recording.held(self._kept.states, -(-self._written // stride)), rows, state
         if isinstance(steps, int) and isinstance(stride, int):
@@ -198,16 +194,24 @@ class Sweep:
         return ys
 
     def _recompute(self, begin, count, ys, values, rows):
-        """The state after `count` steps; `rows` get the values of these."""
-        tapes_steps = self._recording.tapes_steps
-
-        def body(i, variables):
-            ys, rows = variables
-            step = self._step(begin + i, ys) if tapes_steps else self._stages(begin + i, ys)
-            return step.ys, values.set(rows, begin + i, [ys] if tapes_steps else step.stages)
-
+        """`rows` with the values of `count` steps from the state `ys` on."""
         bound = _static(self._recording.stride)
-        return repeated(count, body, (ys, rows), "recompute", bound)
+        if self._recording.tapes_steps:  # the state after the last step is not needed
+
+            def state_after(i, variables):
+                ys, rows = variables
+                ys = self._step(begin + i, ys).ys
+                return ys, values.set(rows, begin + i + 1, [ys])
+
+            variables = ys, values.set(rows, begin, [ys])
+            return repeated(count - 1, state_after, variables, "recompute", bound)[1]
+
+        def stages_of(i, variables):
+            ys, rows = variables
+            step = self._stages(begin + i, ys)
+            return step.ys, values.set(rows, begin + i, step.stages)
+
+        return repeated(count, stages_of, (ys, rows), "recompute", bound)[1]
 
     def _adjoint_steps(self, begin, count, values, rows, state):
         """The adjoint over `count` steps from `begin` on, last first."""
@@ -220,7 +224,7 @@ class Sweep:
         return repeated(count, body, state, "adjoint", bound, overlap)
 
     def _adjoint_from_state(self, n, ys, state):
-        """The adjoint over the step n, from the state before it."""
+        """The adjoint over the step n, from the state before it, whose values are used at once."""
         if self._recording.tapes_steps:
             return self._adjoint_step(n, lambda _: ys, state)
         stages = [tf.stack(x) for x in zip(*self._stages(n, ys).stages)]
