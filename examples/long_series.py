@@ -38,7 +38,7 @@ GAP = 0.03  # mean time between two observations
 NOISE = 0.02  # standard deviation; at rest the spring is 1 long
 START = [0.7, -0.7, 0.0, 0.0]  # place and velocity
 PIECE = 50  # observations that are added at a time
-# With larger tolerances line searches end at the jumps of the error where a step is one more or less.
+# With larger tolerances line searches end where the error jumps, by a step more or less.
 SOLVER = {"rtol": 1e-4, "atol": 1e-5}
 COLORS = {"growing horizon": "#0072B2", "all at once": "#D55E00", "mean": "#777777"}
 

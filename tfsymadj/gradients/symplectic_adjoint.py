@@ -60,10 +60,11 @@ class SymplecticAdjoint(Recomputing):
             In an adaptive solve `"steps"` and `"stages"` need the memory of `max_steps` steps.
         memory: in place of `checkpoints` a budget of bytes, an int or a string such as
             `"256 MiB"`: the plan that computes least within it. From the most memory to the least:
-            `Backprop` of a known number of steps, if it fits twice; one tape for a step, counted with the states, or one for a
-            stage, whose activations come on top, with the values of all steps, of as many as fit,
-            or of segments; binomial checkpointing. Where the sizes of the state are not known when
-            the solve is traced, no fewer states are held than with `"sqrt"`.
+            `Backprop` of a known number of steps, if it fits twice; one tape for a step, counted
+            with the states, or one for a stage, whose activations come on top, with the values of
+            all steps, of as many as fit, or of segments; binomial checkpointing. Where the sizes of
+            the state are not known when the solve is traced, no fewer states are held than with
+            `"sqrt"`.
 
     Raises:
         ValueError: if `checkpoints` or `memory` is none of these, or both are given.
