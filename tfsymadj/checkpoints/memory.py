@@ -78,18 +78,20 @@ def root_recording(problem, tapes_steps=False, room=0):
     """
     n, known = problem.max_steps, problem.known_length
     values = 1 if tapes_steps else problem.method.stages
+    # Where fewer steps may be taken than n, all of their values may fit in; not elsewhere, or an
+    # eager tape would hold the ring a second time.
     if not (isinstance(n, int) and isinstance(room, int)):
+        has_ring = not known or tf.is_tensor(room) or room > 0
         count, room = tf.cast(n, tf.float64), tf.cast(room, tf.float64)
         square = room * room - 4.0 * values * count  # of the equation c v + n / c = room
         longest = tf.floor((room + tf.sqrt(tf.maximum(square, 0.0))) / (2.0 * values))
         root = tf.round(tf.sqrt(count / values))
         stride = tf.where(square < 0.0, root, tf.maximum(longest, root))
         stride = tf.cast(tf.clip_by_value(stride, 1.0, count), tf.int32)
-        return Recording(stride, -(-n // stride), stride, tapes_steps)
+        return Recording(stride, -(-n // stride), stride if has_ring else 0, tapes_steps)
     if n * values <= room:
         return Recording(n, 0, n, tapes_steps)
     stride = _root_stride(n, values, whole=known)
-    # Where fewer steps may be taken than n, all of their values may fit in.
     ring = 0 if known else stride
     fitting = [c for c in range(stride + 1, room // values) if c * values + -(-n // c) <= room]
     if fitting:

@@ -25,17 +25,27 @@ def tape_bytes(dynamics, ys):
         dynamics: `ClosedDynamics`.
         ys: list of tensors, the state; for its shapes and dtypes.
     """
-    number = len(ys)
+    number, has_derivative = len(ys), True
     specs = [tf.TensorSpec(y.shape, y.dtype) for y in ys]
 
     def derivative(t, *tensors):
-        found, _ = dynamics.vjp(t, list(tensors[:number]), list(tensors[number:]))
+        nonlocal has_derivative
+        states, cotangents = list(tensors[:number]), list(tensors[number:])
+        sources = dynamics.sources(states, [t])
+        with dynamics.substituted():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                values = dynamics(t, states)
+            try:
+                found = tape.gradient(values, sources, output_gradients=cotangents)
+            except Exception:  # of any kind: it is raised again where the gradient is wanted
+                has_derivative = False
+                return []
         return [x for x in tf.nest.flatten(found) if x is not None]
 
     traced = tf.function(derivative, autograph=False)
-    try:
-        graph = traced.get_concrete_function(tf.TensorSpec([], tf.float64), *specs, *specs).graph
-    except Exception:  # of any kind: it is raised again where the gradient is wanted
+    graph = traced.get_concrete_function(tf.TensorSpec([], tf.float64), *specs, *specs).graph
+    if not has_derivative:
         return None
     evaluated = _reached(graph.inputs[: number + 1], _users)
     later = _reached(graph.inputs[number + 1 : 2 * number + 1], _users)
