@@ -215,6 +215,17 @@ def table(results):
     return "\n".join(texts)
 
 
+def report(comparison, summaries, mode=""):
+    """Prints the tables and what failed; returns their caption, for a figure."""
+    caption = f"{common.machine()}{mode}\n{versions(comparison.rows)}"
+    print(f"\n{caption}")
+    for work, results in summaries.items():
+        print(f"\n{work.title}\n\n{table(results)}")
+    for (case, work), error in comparison.failed.items():
+        print(f"\nFailed: {work.label}, {case.name}: {error}")
+    return caption
+
+
 def versions(rows):
     """Of the packages that these rows are of, but for that which the machine tells."""
     found = {part for row in rows for part in row["version"].split(", ")}
@@ -312,12 +323,7 @@ def main():
                 comparison.run(case, work, f"round {i + 1}", "--reps", reps)
         summaries = {work: comparison.summary(work, cases) for work in works}
 
-    caption = f"{common.machine()}\n{versions(comparison.rows)}"
-    print(f"\n{caption}")
-    for work, results in summaries.items():
-        print(f"\n{work.title}\n\n{table(results)}")
-    for (case, work), error in comparison.failed.items():
-        print(f"\nFailed: {work.label}, {case.name}: {error}")
+    caption = report(comparison, summaries)
     if arguments.plot:
         plot(summaries, caption, arguments.output / "peers.png")
     sys.exit(1 if comparison.failed else 0)

@@ -112,12 +112,7 @@ def main():
             for case, work in plan:
                 comparison.run(case, work, label, *["--memory"] * (label == "memory"))
         summaries = {work: comparison.summary(work, cases) for work in works}
-    caption = f"{common.machine()}, under XLA\n{compare_peers.versions(comparison.rows)}"
-    print(f"\n{caption}")
-    for work, results in summaries.items():
-        print(f"\n{work.title}\n\n{compare_peers.table(results)}")
-    for (case, work), error in comparison.failed.items():
-        print(f"\nFailed: {work.label}, {case.name}: {error}")
+    caption = compare_peers.report(comparison, summaries, ", under XLA")
     if arguments.plot:
         plot(summaries, caption, arguments.output / "frontier.png")
 
