@@ -119,20 +119,6 @@ def _preferred(n, strides, least):
     return max([c for c in strides if n % c == 0 and c >= least], default=strides[-1])
 
 
-def holds_all(problem, memory):
-    """Whether back-propagation through a known number of steps needs no more bytes than these.
-
-    Called eagerly, TensorFlow's tape holds everything twice. The adaptive loop would be
-    differentiated with all steps that it might take.
-    """
-    n = problem.max_steps
-    # What is compiled by itself begins its derivative with another solve.
-    if not problem.known_length or not isinstance(n, int) or problem.jit_compile:
-        return False
-    tape = _step_tape(problem) if _sizes_are_known(problem.ys) else None
-    return tape is not None and 2 * n * tape <= memory
-
-
 def memory_recording(problem, memory):
     """The `Recording` that holds at most so many bytes at any time.
 
@@ -141,6 +127,9 @@ def memory_recording(problem, memory):
     Args:
         problem: `Problem`.
         memory: int.
+
+    Returns:
+        None where back-propagation through the whole solve fits in.
 
     Raises:
         ValueError: if not even the smallest budget of states fits.
@@ -159,12 +148,23 @@ def memory_recording(problem, memory):
             f"for the method {problem.method.name!r} of s = {s} stages. Received: {memory}"
         )
     tape = _step_tape(problem)
+    if tape is not None and _holds_all(problem, tape, memory):
+        return None
     beside_tape = 0 if tape is None else min((memory - tape) // size, _MOST)
     if beside_tape >= least:
         plan = cheapest_plan(n, beside_tape, 1, keeps_last=True)
         if plan.cost <= cheapest_plan(n, states, s, keeps_last=True).cost:
             return budget_recording(problem, beside_tape, keeps_last=True, tapes_steps=True)
     return budget_recording(problem, states, keeps_last=True)
+
+
+def _holds_all(problem, tape, memory):
+    """Whether so many bytes hold the tapes of all of a known number of steps."""
+    # What is compiled by itself begins its derivative with another solve; the adaptive loop would
+    # be differentiated with all steps that it might take.
+    sensible = problem.known_length and not problem.jit_compile and _sizes_are_known(problem.ys)
+    # Called eagerly, TensorFlow's tape holds everything twice.
+    return sensible and 2 * problem.max_steps * tape <= memory
 
 
 def _kept_parts(problem):

@@ -43,7 +43,9 @@ class Recomputing(Gradient):
         raise NotImplementedError
 
     def solve(self, problem):
-        recording = self.recording(problem)
+        return self._keeping(self.recording(problem), problem)
+
+    def _keeping(self, recording, problem):
         dynamics = problem.dynamics
         snapshot = dynamics.snapshot()
         outcome = integrate(problem, recording)

@@ -8,7 +8,6 @@ from tfsymadj.checkpoints.budget import budget_recording
 from tfsymadj.checkpoints.memory import (
     as_bytes,
     automatic_recording,
-    holds_all,
     memory_recording,
     root_recording,
 )
@@ -105,9 +104,8 @@ class SymplecticAdjoint(Recomputing):
         return self.memory is not None
 
     def solve(self, problem):
-        if self._bytes is not None and holds_all(problem, self._bytes):
-            return Backprop().solve(problem)
-        return super().solve(problem)
+        recording = self.recording(problem)
+        return Backprop().solve(problem) if recording is None else self._keeping(recording, problem)
 
     def recording(self, problem):
         n, checkpoints = problem.max_steps, self.checkpoints
