@@ -12,7 +12,7 @@ from tfsymadj.methods.method import SlopeCotangents
 
 #: Outputs inside of steps are computed so many at a time, more if there are very many of them (then
 #: it takes about so many times), but not more than so many numbers.
-_BLOCK, _BLOCKS, _BLOCK_NUMBERS = 16, 25, 2**16
+_BLOCK, _BLOCKS, _BLOCK_NUMBERS = 16, 16, 2**16
 
 
 class Taken(NamedTuple):
@@ -375,7 +375,6 @@ class InterpolatedOutputs:
             rates: of `rates`.
         """
         slopes, like = self._extension.num_slopes, [g[0] for g in cotangents]
-        empty = [self._empty_block(g) for g in like]
 
         def one_block(m, found):
             ids = m + tf.range(self._block)
@@ -383,14 +382,17 @@ class InterpolatedOutputs:
             ids = tf.minimum(ids, self._count - 1)
             theta = (tf.gather(self._times, ids) - t) / h
             theta = tf.where(mask, theta, tf.zeros_like(theta))
-            weights = tf.transpose(h * self._extension.weights(theta, "value"))
+            # One more row adds the cotangents up. Those of later steps get a weight of zero: what
+            # is not finite among them is in the adjoint already.
+            rows = h * self._extension.weights(theta, "value")
+            rows = tf.concat([rows, tf.ones([self._block, 1], tf.float64)], 1)
+            rows = tf.transpose(tf.where(mask[:, tf.newaxis], rows, tf.zeros_like(rows)))
             sums, totals = [], []
-            for g, none, s, total in zip(cotangents, empty, found.slopes, found.ys):
-                g = _select_rows(mask, tf.gather(g, ids), none)
-                flat = tf.reshape(g, [self._block, -1])
-                s += tf.reshape(tf.matmul(tf.cast(weights, g.dtype), flat), tf.shape(s))
-                sums.append(s)
-                totals.append(total + tf.reduce_sum(g, 0))
+            for g, s, total in zip(cotangents, found.slopes, found.ys):
+                flat = tf.reshape(tf.gather(g, ids), [self._block, -1])
+                product = tf.matmul(tf.cast(rows, g.dtype), flat)
+                sums.append(s + tf.reshape(product[:-1], tf.shape(s)))
+                totals.append(total + tf.reshape(product[-1], tf.shape(total)))
             rate = tf.where(mask, tf.gather(rates, ids), tf.zeros([], tf.float64))
             start = found.start - tf.reduce_sum(rate)
             step = found.step - tf.reduce_sum(theta * rate)
