@@ -45,10 +45,17 @@ class _Peer:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def ask(self, case, problem, count):
-        """The answer, a dict."""
+    def ask(self, case, problem, count, memory=False):
+        """The answer, a dict; with `memory` the bytes by which a gradient makes the process grow,
+        which is so measured in a process of its own only.
+        """
         request = dict(
-            problem=problem, method=case.method, count=count, compiles=case.compiles, budget=BUDGET
+            problem=problem,
+            method=case.method,
+            count=count,
+            compiles=case.compiles,
+            budget=BUDGET,
+            memory=memory,
         )
         print(json.dumps(request), file=self._process.stdin, flush=True)
         for line in self._process.stdout:
@@ -100,6 +107,14 @@ def measure(cases, works, rounds, pythons, largest_loss_difference):
     for peer in peers.values():
         peer.close()
     return found
+
+
+def memory(case, work, pythons):
+    """The bytes by which a process grows at most during one gradient."""
+    peer = _Peer(case.runner, pythons[case.runner])
+    row = peer.ask(case, *work, memory=True)
+    peer.close()
+    return row["peak"]
 
 
 def versions(found):

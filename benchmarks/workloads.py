@@ -104,6 +104,7 @@ class Series:
         rtol: relative tolerance of dopri5.
         atol: absolute tolerance.
         num_steps: of rk4, in place of dopri5.
+        spread: by how much faster the last example moves than the first.
     """
 
     title: str
@@ -118,6 +119,12 @@ class Series:
     rtol: float | None = None
     atol: float | None = None
     num_steps: int | None = None
+    spread: float = 1.0
+
+    @property
+    def rates(self):
+        """What the slopes of each example are multiplied by, float32 `(batch, 1)`."""
+        return np.geomspace(1.0, self.spread, self.batch)[:, np.newaxis].astype(np.float32)
 
     def data(self):
         """Kernels, biases, and the initial state; the rates are the only kernel."""
@@ -149,6 +156,10 @@ SERIES = {
     "steps": Series(
         "steps: 4-32-4, tanh, batch 16, 1,000 steps of rk4", size=4, hidden=(32,), batch=16,
         end=10.0, num_steps=1000,
+    ),
+    "mixed": Series(
+        "mixed: 4-32-32-4, tanh, 128 examples of unequal rates, dopri5, 1e-05 and 1e-06", size=4,
+        hidden=(32, 32), batch=128, end=10.0, rtol=1e-5, atol=1e-6, spread=100.0,
     ),
 }  # fmt: skip
 

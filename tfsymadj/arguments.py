@@ -65,8 +65,11 @@ def _as_tensor(name, x):
     return x
 
 
-def as_times(t):
-    """The times as a float64 vector, and whether they may need a gradient."""
+def as_times(t, batch_axis=None):
+    """The times as a float64 vector, and whether they may need a gradient.
+
+    With a batch axis they may be a matrix, with a row for each example.
+    """
     differentiable = tf.is_tensor(t) or isinstance(t, (tf.Variable, keras.Variable))
     if not differentiable:
         if any(tf.is_tensor(x) for x in tf.nest.flatten(t)):
@@ -75,21 +78,35 @@ def as_times(t):
         else:
             t = tf.constant(np.asarray(t, np.float64))
     times = tf.cast(tf.convert_to_tensor(t), tf.float64)
-    if times.shape.rank != 1 or (times.shape[0] is not None and times.shape[0] < 2):
-        raise ValueError(f"`t` must be 1-D with at least two entries. Received: {t!r}")
+    of_each = batch_axis is not None and times.shape.rank == 2
+    if not (times.shape.rank == 1 or of_each) or (times.shape[-1] or 2) < 2:
+        raise ValueError(
+            "`t` must be 1-D with at least two entries; with `batch_axis` there may be a row of "
+            f"them for each example. Received: {t!r}"
+        )
     values = tf.get_static_value(times)
-    if values is not None:
-        steps = np.diff(values)
-        if not (np.all(np.isfinite(values)) and (np.all(steps > 0) or np.all(steps < 0))):
-            raise ValueError(
-                "`t` must be finite and strictly increasing or strictly decreasing. "
-                f"Received: {values}"
-            )
+    if values is not None and not _are_monotonic(values):
+        raise ValueError(
+            "`t` must be finite and strictly increasing or strictly decreasing"
+            + (", each row of it, up to its last time, which may be repeated" if of_each else "")
+            + f". Received: {values}"
+        )
     return times, differentiable
 
 
-def as_jumps(jumps, with_time):
-    """The jumps as a float64 vector or None, and whether times may need a gradient."""
+def _are_monotonic(values):
+    """Whether times are finite and strictly monotonic, rows up to their last one."""
+    steps = np.diff(values)
+    ended = (values[..., :-1] == values[..., -1:]) & (steps == 0) & (values.ndim == 2)
+    up, down = (np.all((x > 0) | ended, axis=-1) for x in (steps, -steps))
+    return bool(np.all(np.isfinite(values)) and np.all(up | down))
+
+
+def as_jumps(jumps, with_time, batch_axis=None):
+    """The jumps as a float64 vector or None, and whether times may need a gradient.
+
+    With a batch axis they may be a matrix, with a row for each example.
+    """
     if jumps is None:
         return None, with_time
     differentiable = any(
@@ -102,9 +119,13 @@ def as_jumps(jumps, with_time):
         jumps = np.asarray(jumps, np.float64)
     vector = tf.cast(tf.convert_to_tensor(jumps), tf.float64)
     values = tf.get_static_value(vector)
-    if vector.shape.rank != 1 or (values is not None and not np.all(np.isfinite(values))):
-        raise ValueError(f"`jumps` must be 1-D, of finite times. Received: {jumps!r}")
-    if vector.shape[0] == 0:
+    ranks = (1,) if batch_axis is None else (1, 2)
+    if vector.shape.rank not in ranks or (values is not None and not np.all(np.isfinite(values))):
+        raise ValueError(
+            "`jumps` must be 1-D, of finite times; with `batch_axis` there may be a row of them "
+            f"for each example. Received: {jumps!r}"
+        )
+    if vector.shape[-1] == 0:
         return None, with_time
     return vector, with_time or differentiable
 
@@ -121,7 +142,7 @@ def warn_of_times(dynamics, state, times, solver, num_accepted=None):
         num_accepted: the number of steps, where the solve is over.
     """
     values = tf.get_static_value(times)
-    if values is None:
+    if values is None or solver.lanes:
         return
     dtype = time_dtype(state)
     latest = np.max(np.abs(values))
@@ -151,3 +172,50 @@ def as_count(steps):
             f"adaptive method may do with fewer. Received: {steps:,} steps or more"
         )
     return steps
+
+
+def in_lanes(times, ys):
+    """Times with a column for each example, and where the last time of each comes first.
+
+    Args:
+        times: float64 vector, or matrix with a row for each example.
+        ys: the state, a list of tensors.
+
+    Returns:
+        `(times, ys, last)`: float64 `[len(t), batch]`, the state with as much of its shapes as is
+        known of any, and an int32 vector, or None where all of the times count.
+    """
+    sizes = [x.shape[0] for x in (*ys, *([times] if times.shape.rank == 2 else []))]
+    batch = next((n for n in sizes if n is not None), None)
+    ys = [tf.ensure_shape(y, [batch, *y.shape[1:]]) for y in ys]
+    count = tf.shape(ys[0])[0] if batch is None else batch
+    if times.shape.rank == 1:
+        return tf.broadcast_to(times[:, tf.newaxis], [tf.size(times), count]), ys, None
+    # Also at run time: a reshape to a negative size fails under XLA, too.
+    length, (rows, columns) = times.shape[1], tf.unstack(tf.shape(times))
+    times = tf.reshape(times, [tf.where(tf.equal(rows, count), rows, -2), columns], "rows_of_t")
+    times = tf.transpose(tf.ensure_shape(times, [batch, length]))
+    ended = tf.equal(times, times[-1])
+    return times, ys, tf.argmax(tf.cast(ended, tf.int32), 0, output_type=tf.int32)
+
+
+def check_batch(state, times):
+    """Refuses tensors that don't have the batch axis in common.
+
+    Args:
+        state: nest of tensors.
+        times: float64 vector, or matrix.
+    """
+    leaves = tf.nest.flatten(state)
+    sizes = [y.shape[0] if y.shape.rank else -1 for y in leaves]
+    known = {n for n in sizes if n is not None}
+    if len(known) > 1 or -1 in known:
+        raise ValueError(
+            "`y0` must have the same first axis in all its tensors, that of the examples, with "
+            f"`batch_axis=0`. Received: shapes {[tuple(y.shape) for y in leaves]}"
+        )
+    if times.shape.rank == 2 and known and times.shape[0] not in (None, *known):
+        raise ValueError(
+            f"`t` must have a row for each of the {known.pop()} examples of `y0`. "
+            f"Received: shape {times.shape}"
+        )

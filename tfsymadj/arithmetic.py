@@ -121,12 +121,12 @@ def inner(xs, ys, lanes=0):
     """Re sum conj(x) y over all tensors, float64.
 
     Args:
-        lanes: 1 for a sum per lane.
+        lanes: 1 for a sum per lane, 2 for one per row and lane.
     """
     total = tf.zeros([], tf.float64)
     for x, y in zip(xs, ys):
         product = tf.math.conj(x) * y
-        part = tf.reduce_sum(product, list(range(1, x.shape.rank)) if lanes else None)
+        part = tf.reduce_sum(product, list(range(lanes, x.shape.rank)) if lanes else None)
         total = total + tf.cast(tf.math.real(part), tf.float64)
     return total
 
@@ -138,8 +138,38 @@ def accumulator(x):
 
 
 def select(condition, xs, ys):
-    """`xs` where the condition holds, else `ys`."""
-    return [tf.where(condition, x, y) for x, y in zip(xs, ys)]
+    """`xs` where the condition holds, a scalar or a number for each lane, else `ys`."""
+    choose = tf.where if condition.shape.rank == 0 else select_rows
+    return [choose(condition, x, y) for x, y in zip(xs, ys)]
+
+
+def select_rows(mask, xs, ys):
+    """The rows of `xs` where a vector of booleans holds, else those of `ys`, of the same shape."""
+    # Row by row; `tf.where` takes many times as long for a mask that it has to broadcast.
+    return tf.raw_ops.Select(condition=mask, x=xs, y=ys)
+
+
+def only_where(condition, xs):
+    """`xs` where the condition holds, see `select`, else zeros."""
+    return select(condition, xs, [tf.zeros_like(x) for x in xs])
+
+
+def entry(table, index):
+    """`table[index]`, or of each lane the entry of its own: of a table with a column for each."""
+    if index.shape.rank == 0:
+        return table[index]
+    count = tf.shape(table)[1]
+    flat = tf.reshape(table, tf.concat([[-1], tf.shape(table)[2:]], 0))
+    found = tf.gather(flat, index * count + tf.range(count))
+    return tf.ensure_shape(found, table.shape[1:])
+
+
+def quotient(x, h):
+    """`x / h`; zero for lanes whose step is zero: they rest."""
+    if h.shape.rank == 0:
+        return x / h
+    rests = tf.equal(h, 0.0)
+    return tf.where(rests, tf.zeros_like(x), x / tf.where(rests, tf.ones_like(h), h))
 
 
 def after(earlier, ys):

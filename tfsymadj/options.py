@@ -47,6 +47,7 @@ class SolverOptions(TypedDict, total=False):
     jumps: Any
     event: Event | list[Event] | tuple[Event, ...] | None
     dense: bool
+    batch_axis: int | None
     gradient: str | Gradient
     autonomous: bool | None
     jit_compile: bool | None
@@ -77,7 +78,8 @@ class Options(Configured):
             to. With equal steps each entry is a step's end in any case. `"steps"`: `Solution.t`
             and `y` are the times and states after all steps, `max_steps + 1` rows, of which the
             first `stats.num_accepted + 1` count and the others repeat the last one.
-        jumps: 1-D, in any order: times at which the dynamics may jump. Steps end there, and
+        jumps: 1-D, in any order, or with `batch_axis` a row of them for each example, filled up
+            by any times outside of `t`: times at which the dynamics may jump. Steps end there, and
             evaluations stay on their own side of each, as far as the dtype of the state can tell.
             They are differentiable, and no outputs; those outside of `t` count for nothing. Equal
             steps are counted between two stops, whether these are entries of `t` or jumps.
@@ -90,6 +92,13 @@ class Options(Configured):
         dense: whether `Solution.interpolant` is wanted, the solution at any time, by the method's
             continuous extension, from which the outputs come then. It holds the states and the s
             slopes of all steps: `max_steps` (s + 1) states.
+        batch_axis: 0: each entry of the state's first axis, the same one of all its tensors, is an
+            example of its own: with its own steps, as if it were solved alone, and own times, `t`
+            of shape `(batch, len(t))`, if it has any. Rows of `t` may be filled up by repeating
+            their last time, at which nothing is evaluated. The dynamics get `t` of shape
+            `(batch,)`, and must not mix examples; what is left of a batch when the others are done
+            goes on at the cost of the whole batch. `status`, all of `stats` but `num_states`, and
+            `t` if it was, have a batch axis. An example that fails leaves the others alone.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
@@ -120,6 +129,7 @@ class Options(Configured):
     jumps: Any = None
     event: Any = None
     dense: bool = False
+    batch_axis: int | None = None
     gradient: Any = "symplectic_adjoint"
     autonomous: bool | None = None
     jit_compile: bool | None = None
@@ -139,6 +149,7 @@ class Options(Configured):
             )
         events = self._events()
         self._check_dense()
+        self._check_batch_axis()
         method = get_method(self.method).without_interpolant()
         controller = self._controller_for(method)
         if self.max_step is not None and not controller.adaptive:
@@ -163,6 +174,7 @@ class Options(Configured):
                 every_step=self.outputs == "steps",
                 events=events,
                 dense=self.dense,
+                lanes=0 if self.batch_axis is None else 1,
                 jit_compile=self.jit_compile,
             ),
         )
@@ -192,16 +204,16 @@ class Options(Configured):
 
     def solver(self, times: tf.Tensor) -> "Solver":
         """What the options stand for, for these times."""
-        solver = self._solver
-        if times.shape[0] != 2 and self._interpolates(solver):
+        solver, count = self._solver, times.shape[-1]
+        if count != 2 and self._interpolates(solver):
             solver = dataclasses.replace(
                 solver, method=get_method(self.method).with_interpolant(), interpolates=True
             )
-        elif solver.controller.adaptive and (times.shape[0] or 0) - 1 > solver.max_steps:
+        elif solver.controller.adaptive and (count or 0) - 1 > solver.max_steps:
             raise ValueError(
                 "`max_steps` must be at least the number of intervals of `t`: a step ends at each "
                 "entry. Increase `max_steps`, or ask for fewer entries of `t`. "
-                f"Received: max_steps={solver.max_steps} and {times.shape[0]} entries of `t`"
+                f"Received: max_steps={solver.max_steps} and {count} entries of `t`"
             )
         # Not the one that was found first: this may be inside of `no_gradient`, or no more.
         gradient = get_gradient(self.gradient)
@@ -227,6 +239,23 @@ class Options(Configured):
             raise ValueError(
                 "`dense` can't be given together with `event` or `outputs='steps'`. "
                 f"Received: event={self.event!r}, outputs={self.outputs!r}"
+            )
+
+    def _check_batch_axis(self):
+        if self.batch_axis is None:
+            return
+        if not (is_int(self.batch_axis, 0) and self.batch_axis == 0):
+            raise ValueError(
+                f"`batch_axis` must be 0, the first axis, or None. Received: {self.batch_axis!r}"
+            )
+        if self.event is not None:
+            raise ValueError(
+                f"`event` can't be given together with `batch_axis`. Received: event={self.event!r}"
+            )
+        if self.dense or self.outputs == "steps":
+            raise ValueError(
+                "`batch_axis` can't be given together with `dense` or `outputs='steps'`. "
+                f"Received: dense={self.dense!r}, outputs={self.outputs!r}"
             )
 
     def _events(self):
@@ -267,7 +296,8 @@ class Options(Configured):
                 f"The method {method.name!r} has no error estimate and needs `num_steps` or "
                 f"`step_size`. Received: method={method.name!r}, controller={controller!r}"
             )
-        return controller.for_method(method)
+        controller = controller.for_method(method)
+        return controller if self.batch_axis is None else controller.per_example()
 
 
 #: The options by name, with their defaults.
@@ -289,6 +319,7 @@ class Solver:
     every_step: bool
     events: tuple
     dense: bool
+    lanes: int
     jit_compile: bool | None
 
     def at_precision(self, ys: list) -> "Solver":
@@ -344,7 +375,7 @@ class Solver:
         others = {k: v for k, v in vars(self.controller).items() if k not in self._inputs}
         return (
             self.method, self.first_step is None, self.max_step is None, self.max_steps,
-            self.gradient, self.interpolates, self.every_step, self.dense,
+            self.gradient, self.interpolates, self.every_step, self.dense, self.lanes,
             self.jit_compile,
             tuple([(e.direction, e.terminal, e.samples) for e in self.events]),
             type(self.controller), Contents(others).key,

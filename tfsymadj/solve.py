@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from typing_extensions import Unpack
 
@@ -97,17 +98,19 @@ def odeint(
 @tf.autograph.experimental.do_not_convert
 def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solution:
     """`solve` by an `Options` object; `autonomous` in place of the option of that name."""
-    times, with_time = arguments.as_times(t)
-    jumps, with_time = arguments.as_jumps(options.jumps, with_time)
+    times, with_time = arguments.as_times(t, options.batch_axis)
+    jumps, with_time = arguments.as_jumps(options.jumps, with_time, options.batch_axis)
     _check_callable(dynamics)
     state = arguments.as_state(y0)
     ys = tf.nest.flatten(state)
+    if options.batch_axis is not None:
+        arguments.check_batch(state, times)
     args = arguments.as_args(args, ys[0].dtype)
     solver = options.solver(times).at_precision(ys)
     if autonomous is None:
         autonomous = calling.is_autonomous(dynamics, args, options.autonomous, state)
     if not getattr(dynamics, "built", True):
-        calling.build(dynamics, state, args, autonomous)
+        calling.build(dynamics, state, args, autonomous, solver.lanes)
     way = (autonomous, with_time)
     inputs = {"state": state, "times": times, "args": args}
     if solver.events:
@@ -117,7 +120,7 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
 
     if tf.executing_eagerly():
         solution, time = _solve_eagerly(dynamics, inputs, solver, way)
-        _refuse_empty(solution)
+        _refuse_empty(solution, solver.lanes)
         if not autonomous:
             arguments.warn_of_times(dynamics, state, times, solver, solution.stats.num_accepted)
         if options.on_failure == "raise":
@@ -138,7 +141,7 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
 def check(dynamics, t, options: Options):
     """Checks the arguments that a layer or a bijector is made with."""
     _check_callable(dynamics)
-    options.solver(arguments.as_times(t)[0])
+    options.solver(arguments.as_times(t, options.batch_axis)[0])
     if options.event is not None or options.dense:
         raise ValueError(
             "`event` and `dense` are for `solve`: a layer or a flow returns nothing but states. "
@@ -191,21 +194,26 @@ def _solve(
         for y in tf.nest.flatten(state)
     ]
     function = calling.as_function(dynamics, state, args, autonomous)
+    given, last = times, None
+    if solver.lanes:
+        times, ys, last = arguments.in_lanes(times, ys)
     stops, switches, positions = _stops(times, jumps, solver, arguments.time_dtype(state))
     steps = arguments.as_count(solver.controller.num_steps(stops))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
         steps = num_steps
     known = steps is not None
+    # Of examples some may be done before the others.
+    same = known and jumps is None and not functions and not solver.lanes
     watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
-        dynamics=close(function, ys, dynamics(), caller, solver.jit_compile),
+        dynamics=close(function, ys, dynamics(), caller, solver.jit_compile, solver.lanes),
         ys=ys,
         stops=stops,
         between=times if solver.interpolates and not solver.dense else None,
         method=solver.method,
         controller=solver.controller,
         max_steps=steps if known else solver.max_steps,
-        known_length=known and jumps is None and watch is None,
+        known_length=same,
         first_step=solver.first_step,
         min_step=solver.min_step,
         with_time=with_time,
@@ -216,6 +224,8 @@ def _solve(
         watch=watch,
         dense=solver.dense,
         jit_compile=solver.jit_compile,
+        lanes=solver.lanes,
+        last=last,
     )
     outcome, event, interpolant = solver.gradient.solve(problem), (), ()
     if watch is not None:
@@ -227,9 +237,19 @@ def _solve(
         ys = tf.nest.flatten(interpolant(times))
         outcome = outcome._replace(ys=ys, times=None)
     elif positions is not None and not solver.every_step:
-        outcome = outcome._replace(ys=[tf.gather(y, positions) for y in outcome.ys])
-    t, y = times if outcome.times is None else outcome.times, _as_given(outcome.ys, state)
+        outcome = outcome._replace(ys=[_rows(y, positions) for y in outcome.ys])
+    t, y = given if outcome.times is None else outcome.times, _as_given(outcome.ys, state)
     return Solution(t, y, outcome.status, outcome.stats, event, interpolant), outcome.time
+
+
+def _rows(y, positions):
+    """The states at some stops, of each lane at its own."""
+    if positions.shape.rank == 1:
+        return tf.gather(y, positions)
+    lanes = tf.shape(y)[1]
+    flat = tf.reshape(y, tf.concat([[-1], tf.shape(y)[2:]], 0))
+    found = tf.gather(flat, positions * lanes + tf.range(lanes))
+    return tf.ensure_shape(found, [positions.shape[0], *y.shape[1:]])
 
 
 def _as_given(ys, state):
@@ -267,11 +287,14 @@ def _solve_eagerly(dynamics, inputs, solver, way):
     inputs = {**inputs, "numbers": _vector(solver.numbers)}
     steps = None
     if not solver.controller.adaptive:
-        stops, *_ = _stops(inputs["times"], inputs.get("jumps"), solver, tf.float64)
+        times = inputs["times"]
+        if times.shape.rank == 2:
+            times = tf.transpose(times)
+        stops, *_ = _stops(times, inputs.get("jumps"), solver, tf.float64)
         steps = solver.controller.num_steps(stops)
     if steps is not None:
         steps = arguments.as_count(int(steps))
-        if not (solver.jit_compile or solver.gradient.plans_by_length):
+        if not (solver.jit_compile or solver.gradient.plans_by_length or solver.lanes):
             inputs["num_steps"] = tf.constant(steps, tf.int32)
             steps = None
 
@@ -308,7 +331,8 @@ def _valid(times, jumps):
     fine = monotonic(times)
     if jumps is None:
         return fine
-    return tf.logical_and(fine, tf.reduce_all(tf.math.is_finite(jumps)))
+    axis = -1 if jumps.shape.rank == 2 else None
+    return tf.logical_and(fine, tf.reduce_all(tf.math.is_finite(jumps), axis))
 
 
 def _refuse_vectorizing(solver, inputs):
@@ -324,9 +348,9 @@ def _refuse_vectorizing(solver, inputs):
         )
 
 
-def _refuse_empty(solution):
+def _refuse_empty(solution, lanes):
     """Where TensorFlow's graph optimizer has cut off what was to be computed."""
-    if solution.status.shape.rank != 0:
+    if solution.status.shape.rank != lanes:
         raise tf.errors.InternalError(
             None,
             None,
@@ -339,21 +363,34 @@ def _refuse_empty(solution):
 
 
 def _message(status, time):
-    return f"{MESSAGES[status]} Received: status {status.name} at t = {time!r}"
+    return f"{MESSAGES[status]} Received: status {status.name} at t = {float(time)!r}"
 
 
 def _raise_failure(solution, time):
-    status = Status(int(solution.status))
-    if status is not Status.SUCCESS:
-        raise tf.errors.InvalidArgumentError(None, None, _message(status, float(time)))
+    status, time, which = solution.status.numpy(), time.numpy(), ""
+    if status.ndim:
+        failed = np.flatnonzero(status)
+        if not failed.size:
+            return
+        which = f" of example {failed[0]}, the first of {failed.size} that failed"
+        status, time = status[failed[0]], time[failed[0]]
+    if Status(status) is not Status.SUCCESS:
+        raise tf.errors.InvalidArgumentError(None, None, _message(Status(status), time) + which)
 
 
 def _assert_success(solution, time):
     """Assertions after the loop; XLA drops them."""
+    found, which = solution.status, []
+    if found.shape.rank:
+        failed = tf.not_equal(found, int(Status.SUCCESS))
+        first = tf.argmax(tf.cast(failed, tf.int32), output_type=tf.int32)
+        number = tf.reduce_sum(tf.cast(failed, tf.int32))
+        found, time = found[first], time[first]
+        which = ["of example", first, "the first that failed of", number]
     checks = [
         tf.debugging.Assert(
-            tf.not_equal(solution.status, int(status)),
-            [f"{message} Received: status {status.name} at t =", time],
+            tf.not_equal(found, int(status)),
+            [f"{message} Received: status {status.name} at t =", time, *which],
         )
         for status, message in MESSAGES.items()
     ]

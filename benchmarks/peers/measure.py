@@ -18,6 +18,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from workloads import SERIES, WORKLOADS  # noqa: E402
 
+#: Bound of the adaptive steps of a series.
+MOST = 4096
+
 
 def parse(methods):
     """The options of a runner; `arguments.work` is the `Workload`. Limits the process's memory."""
@@ -111,6 +114,8 @@ def serve(build, facts, version):
             loss, rest = functions[case]()
             times.append(time.perf_counter() - start)
         row = dict(seconds=times, first=first, loss=float(loss), version=version)
+        if request.get("memory"):
+            row["peak"] = growth(functions[case])
         row.update(facts(*case, rest))
         print(json.dumps(row), flush=True)
 

@@ -30,7 +30,7 @@ def make_dynamics(series, visit):
     activation = {"elu": jax.nn.elu, "tanh": jnp.tanh}[series.activation]
 
     def dynamics(t, y, weights):
-        kernels, biases = weights
+        kernels, biases, *rates = weights
         if visit is not None:
             jax.debug.callback(visit)
         if not biases:
@@ -39,7 +39,8 @@ def make_dynamics(series, visit):
             return jnp.stack([a * prey - b * meetings, d * meetings - c * predators])
         for kernel, bias in zip(kernels[:-1], biases[:-1]):
             y = activation(y @ kernel + bias)
-        return y @ kernels[-1] + biases[-1]
+        slopes = y @ kernels[-1] + biases[-1]
+        return rates[0] * slopes if rates else slopes
 
     return dynamics
 
@@ -49,17 +50,24 @@ def make_loss(series, visit=None):
     term = diffrax.ODETerm(make_dynamics(series, visit))
     if series.num_steps is None:
         controller = diffrax.PIDController(rtol=series.rtol, atol=series.atol)
-        solver, step, most = diffrax.Dopri5(), None, 4096
+        solver, step, most = diffrax.Dopri5(), None, measure.MOST
     else:
         controller, solver = diffrax.ConstantStepSize(), Rk4()
         step, most = series.end / series.num_steps, series.num_steps
 
-    def loss(inputs, times):
-        start, *weights = inputs
-        solution = diffrax.diffeqsolve(
+    def solve(start, weights, times):
+        return diffrax.diffeqsolve(
             term, solver, 0.0, series.end, step, start, weights, max_steps=most,
             saveat=diffrax.SaveAt(ts=times), stepsize_controller=controller,
         )  # fmt: skip
+
+    def loss(inputs, times):
+        start, *weights = inputs
+        if series.spread == 1.0:
+            solution = solve(start, weights, times)
+        else:  # each example by itself
+            each = jax.vmap(lambda y, rate: solve(y, [*weights, rate], times))
+            solution = each(start, jnp.asarray(series.rates))
         return jnp.mean(solution.ys**2), solution.stats
 
     return loss
@@ -91,7 +99,7 @@ def facts(series, method, count, stats):
 
     jax.block_until_ready(jax.jit(make_loss(series, visit))(*arguments(series, count)))
     jax.effects_barrier()
-    return dict(steps=int(stats["num_steps"]), evaluations=evaluations)
+    return dict(steps=int(jnp.max(stats["num_steps"])), evaluations=evaluations)
 
 
 if __name__ == "__main__":

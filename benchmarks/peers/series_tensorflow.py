@@ -13,13 +13,17 @@ ACTIVATIONS = {"elu": tf.nn.elu, "tanh": tf.tanh}
 
 
 def build(series, method, count):
-    """The gradient; `method` is `outputs-mode`: `xla`, `jit` (the solve by itself) or `graph`."""
+    """The gradient; `method` is `outputs-mode`: `xla`, `jit` (the solve by itself) or `graph`; with
+    `own` in place of outputs each example has steps of its own.
+    """
     outputs, mode = method.split("-")
+    own, outputs = outputs == "own", "auto" if outputs == "own" else outputs
     times = series.times(count)  # no tensor, which would get a gradient too
     kernels, biases = ([tf.Variable(x) for x in arrays] for arrays in series.data()[:2])
     y0, activation = tf.constant(series.data()[2]), ACTIVATIONS[series.activation]
     if series.num_steps is None:
         options = dict(rtol=series.rtol, atol=series.atol, outputs=outputs)
+        options |= dict(batch_axis=0, max_steps=measure.MOST) if own else {}
     else:
         options = dict(method="rk4", num_steps=series.num_steps // (count - 1))
 
@@ -30,7 +34,8 @@ def build(series, method, count):
             return tf.stack([a * prey - b * meetings, d * meetings - c * predators])
         for kernel, bias in zip(kernels[:-1], biases[:-1]):
             y = activation(y @ kernel + bias)
-        return y @ kernels[-1] + biases[-1]
+        slopes = y @ kernels[-1] + biases[-1]
+        return slopes if series.spread == 1.0 else series.rates * slopes
 
     @tf.function(jit_compile=mode == "xla")
     def gradient(start):
@@ -52,7 +57,10 @@ def build(series, method, count):
 
 
 def facts(series, method, count, stats):
-    return dict(steps=int(stats.num_steps), evaluations=int(stats.num_evaluations))
+    return dict(
+        steps=int(tf.reduce_max(stats.num_steps)),
+        evaluations=int(tf.reduce_max(stats.num_evaluations)),
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import measure
 import torch
 import torchdiffeq
+import torchode
 
 ACTIVATIONS = {"elu": torch.nn.functional.elu, "tanh": torch.tanh}
 
@@ -14,7 +15,7 @@ class Dynamics(torch.nn.Module):
         super().__init__()
         self.kernels = torch.nn.ParameterList([torch.from_numpy(x) for x in kernels])
         self.biases = torch.nn.ParameterList([torch.from_numpy(x) for x in biases])
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.rates = ACTIVATIONS[activation], None
         self.evaluations = self.steps = 0
 
     def callback_step(self, *_):
@@ -28,15 +29,20 @@ class Dynamics(torch.nn.Module):
             return torch.stack([a * prey - b * meetings, d * meetings - c * predators])
         for kernel, bias in zip(self.kernels[:-1], self.biases[:-1]):
             y = self.activation(torch.addmm(bias, y, kernel))
-        return torch.addmm(self.biases[-1], y, self.kernels[-1])
+        slopes = torch.addmm(self.biases[-1], y, self.kernels[-1])
+        return slopes if self.rates is None else self.rates * slopes
 
 
 def build(series, method, count):
-    """The gradient; `method` is the name of the function of torchdiffeq."""
+    """The gradient; `method` is the name of the function of torchdiffeq, or `torchode`."""
     kernels, biases, start = series.data()
     dynamics = Dynamics(kernels, biases, series.activation)
     start = torch.from_numpy(start).requires_grad_()
     times = torch.from_numpy(series.times(count))
+    if series.spread != 1.0:
+        dynamics.rates = torch.from_numpy(series.rates)
+    if method == "torchode":
+        return build_torchode(series, dynamics, start, times)
     odeint = getattr(torchdiffeq, method)
     if series.num_steps is None:
         options = dict(method="dopri5", rtol=series.rtol, atol=series.atol)
@@ -54,10 +60,34 @@ def build(series, method, count):
     return run
 
 
+def build_torchode(series, dynamics, start, times):
+    """The gradient with steps of each example, by back-propagation."""
+    term = torchode.ODETerm(dynamics)
+    solver = torchode.AutoDiffAdjoint(
+        torchode.Dopri5(term=term),
+        torchode.IntegralController(atol=series.atol, rtol=series.rtol, term=term),
+        max_steps=measure.MOST,
+    )
+    problem = torchode.InitialValueProblem(
+        y0=start, t_eval=times.to(start.dtype).expand(len(start), -1)
+    )
+
+    def run():
+        dynamics.evaluations = 0
+        solution = solver.solve(problem)
+        loss = torch.mean(solution.ys**2)
+        torch.autograd.grad(loss, [start, *dynamics.parameters()])
+        steps = int(solution.stats["n_steps"].max())
+        return loss.detach(), dict(steps=steps, evaluations=dynamics.evaluations)
+
+    return run
+
+
 def facts(series, method, count, found):
     return found
 
 
 if __name__ == "__main__":
-    version = f"torchdiffeq {torchdiffeq.__version__}, PyTorch {torch.__version__}"
+    version = f"torchdiffeq {torchdiffeq.__version__}, torchode {torchode.__version__}"
+    version += f", PyTorch {torch.__version__}"
     measure.serve(build, facts, version)

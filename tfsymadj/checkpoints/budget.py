@@ -61,7 +61,8 @@ def budget_recording(problem, budget, keeps_last, tapes_steps=False):
         rows[positions[positions < segments]] = np.arange(slots)[positions < segments]
     else:
         rows = online_rows(segments, slots)
-    return _Budget(stride, slots, ring, tapes_steps, kept=rows)
+    kind = _LaneBudget if problem.lanes else _Budget
+    return kind(stride, slots, ring, tapes_steps, kept=rows)
 
 
 class Plan(NamedTuple):
@@ -131,9 +132,14 @@ def _binomials(slots, length):
 
 
 def _split(length, slots, table):
-    """How far to advance before the next state is stored: a part that is optimal, int32."""
-    column = tf.reduce_sum(tf.cast(table[slots] < length, tf.int32))  # that of r
-    part = tf.minimum(table[slots, column - 1], length - table[slots - 1, column - 1])
+    """How far to advance before the next state is stored: a part that is optimal, int32.
+
+    For scalars, or vectors of the same length.
+    """
+    reach = tf.gather(table, slots) < tf.expand_dims(length, -1)
+    column = tf.reduce_sum(tf.cast(reach, tf.int32), -1)  # that of r
+    most, below = (tf.gather_nd(table, tf.stack([c, column - 1], -1)) for c in (slots, slots - 1))
+    part = tf.minimum(most, length - below)
     part = tf.where(slots < 2, length - 1, part)
     return tf.clip_by_value(part, 1, length - 1)
 
@@ -253,13 +259,76 @@ class _Budget(Recording):
         _, positions = self._stack(num_segments)
         # With a ring the last segment's values are kept.
         end = num_segments - 1 if self.keeps_steps else num_segments
-        ends = tf.minimum(tf.concat([positions[1:], [_LARGE]], 0), end)
-        gaps = tf.maximum(ends - positions, 0)
+        # A stack for each lane has an axis of lanes before its own.
+        after = tf.concat([positions[..., 1:], _LARGE * tf.ones_like(positions[..., :1])], -1)
+        gaps = tf.maximum(tf.minimum(after, tf.expand_dims(end, -1)) - positions, 0)
         # `num_advances` of each gap.
         slots, table = tf.range(self.rows, 0, -1), self._table()
         reach = tf.gather(table, slots)
-        column = tf.reduce_sum(tf.cast(reach < gaps[:, tf.newaxis], tf.int32), axis=1)
-        above = tf.gather_nd(table, tf.stack([slots + 1, tf.maximum(column - 1, 0)], axis=1))
+        column = tf.reduce_sum(tf.cast(reach < gaps[..., tf.newaxis], tf.int32), axis=-1)
+        one_more = tf.broadcast_to(slots + 1, tf.shape(column))
+        above = tf.gather_nd(table, tf.stack([one_more, tf.maximum(column - 1, 0)], axis=-1))
         many = (column - 1) * gaps - above
         counts = tf.where(slots < 2, gaps * (gaps - 1) // 2, many)
-        return self.stride * tf.reduce_sum(tf.where(gaps < 2, 0, counts))
+        return self.stride * tf.reduce_sum(tf.where(gaps < 2, 0, counts), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LaneBudget(_Budget):
+    """A stack of states for each lane, each of which has a number of segments of its own.
+
+    They go back in step with each other: a lane waits until its last segment is the one that all
+    have come to.
+    """
+
+    def _stack(self, num_segments):
+        latest = np.full([len(self.kept) + 1, self.rows + 1], _LARGE, np.int32)
+        for q, row in enumerate(self.kept):
+            latest[q + 1] = latest[q]
+            latest[q + 1, row] = q
+        positions = tf.gather(tf.constant(latest[:, :-1]), num_segments)
+        return tf.argsort(positions), tf.sort(positions)
+
+    def held(self, checkpoints, num_segments):
+        order, positions = self._stack(num_segments)
+        depth = tf.reduce_sum(tf.cast(positions < _LARGE, tf.int32), -1) - 1
+        flat = [tf.reshape(c, tf.concat([[-1], tf.shape(c)[2:]], 0)) for c in checkpoints]
+        return flat, order, positions, tf.maximum(depth, 0), num_segments
+
+    def restore(self, segment, held, checkpoints, like, advance):
+        slots, order, positions, depth, count = held
+        table = self._table()
+
+        def top(stack, depth):
+            return tf.gather(stack, depth, batch_dims=1)
+
+        waits = segment >= count
+        used = tf.logical_and(top(positions, depth) > segment, tf.logical_not(waits))
+        depth = depth - tf.cast(used, tf.int32)
+        ys = [
+            tf.ensure_shape(tf.gather(c, buffers.lane_row(top(order, depth), y)), y.shape)
+            for c, y in zip(slots, like)
+        ]
+
+        def body(position, ys, slots, positions, depth):
+            advances = position < segment
+            push = tf.logical_and(advances, position > top(positions, depth))
+            depth = depth + tf.cast(push, tf.int32)
+            new = tf.logical_and(tf.range(self.rows) == depth[:, tf.newaxis], push[:, tf.newaxis])
+            positions = tf.where(new, position[:, tf.newaxis], positions)
+            row = tf.where(push, top(order, depth), self.rows)
+            slots = [buffers.replace_row(c, buffers.lane_row(row, y), y) for c, y in zip(slots, ys)]
+            left = tf.maximum(segment + 1 - position, 2)
+            end = position + _split(left, self.rows - depth, table)
+            end = tf.where(advances, end, position)
+            return end, advance(position, end, ys), slots, positions, depth
+
+        _, ys, slots, positions, depth = tf.while_loop(
+            lambda position, *_: tf.reduce_any(position < segment),
+            body,
+            (tf.where(waits, segment, top(positions, depth)), ys, slots, positions, depth),
+            parallel_iterations=1,
+            maximum_iterations=self.rows + 1,
+            name="restore",
+        )
+        return ys, (slots, order, positions, depth, count)

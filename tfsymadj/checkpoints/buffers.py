@@ -15,24 +15,46 @@ import tensorflow as tf
 from tfsymadj.xla import repeated
 
 
-def dense_rows(rows, like):
-    """Zeros of shape `[rows, *like.shape]`, of `like`'s dtype."""
+def dense_rows(rows, like, zeros=True):
+    """Zeros of shape `[rows, *like.shape]`, of `like`'s dtype.
+
+    Args:
+        zeros: False: whatever is there, where nobody looks before it is written.
+    """
     # Not `tf.zeros`: folded into a constant, it would live on beside the buffer that is written.
     shape = tf.concat([[rows], tf.shape(like)], 0)
-    buffer = tf.raw_ops.Empty(shape=shape, dtype=like.dtype, init=True)
+    buffer = tf.raw_ops.Empty(shape=shape, dtype=like.dtype, init=zeros)
     static_rows = rows if isinstance(rows, int) else None
     return tf.ensure_shape(buffer, [static_rows, *like.shape])
+
+
+def lane_rows(rows, like, zeros=True):
+    """`dense_rows` for lanes, the first axis of `like`: `[rows * lanes, *like.shape[1:]]`, so that
+    each lane can write to a row of its own: see `lane_row`.
+    """
+    lanes = like.shape[0]
+    count = rows * (tf.shape(like)[0] if lanes is None else lanes)
+    return dense_rows(count, like[0], zeros)
+
+
+def lane_row(row, like):
+    """Where each lane finds its row among `lane_rows`, for a row, or for one of each lane."""
+    lanes = tf.shape(like)[0] if like.shape[0] is None else like.shape[0]
+    return row * lanes + tf.range(lanes)
 
 
 def write_row(buffer, row, value):
     """Puts `value` into a row of a dense buffer that nobody else holds: one that a loop carries.
 
+    With a vector of different rows it puts the rows of `value` there.
+
     It is written in place and never copied, so that another holder would see it change. Under XLA
     `value` should be a loop variable, see `for_branches`.
     """
+    rows, values = _as_rows(row, value)
 
     def in_place():
-        return tf.raw_ops.InplaceUpdate(x=buffer, i=[row], v=value[tf.newaxis])
+        return tf.raw_ops.InplaceUpdate(x=buffer, i=rows, v=values)
 
     # On a GPU that operation knows no complex numbers.
     return _by_device(buffer, row, value, in_place, None if buffer.dtype.is_complex else in_place)
@@ -62,7 +84,8 @@ def _by_device(buffer, row, value, on_cpu, on_gpu):
         return buffer
 
     def copied():  # but not by XLA
-        return tf.tensor_scatter_nd_update(buffer, [[row]], value[tf.newaxis])
+        rows, values = _as_rows(row, value)
+        return tf.tensor_scatter_nd_update(buffer, rows[:, tf.newaxis], values)
 
     def untouched():
         return tf.identity(buffer)
@@ -78,12 +101,18 @@ def _replaced(buffer, row, value):
     """The buffer with a row replaced, by operations that copy it if somebody else holds it."""
     # Exact: x - x = 0 and 0 + value = value. The row is read only when `value` is there, so that
     # no other reader holds the buffer any more.
+    rows, values = _as_rows(row, value)
     with tf.control_dependencies([value]):
-        old = tf.gather(buffer, [row])
-    empty = tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=[[row]], updates=-old)
-    return tf.raw_ops.ScatterNdNonAliasingAdd(
-        input=empty, indices=[[row]], updates=value[tf.newaxis]
-    )
+        old = tf.gather(buffer, rows)
+    indices = rows[:, tf.newaxis]
+    empty = tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=indices, updates=-old)
+    return tf.raw_ops.ScatterNdNonAliasingAdd(input=empty, indices=indices, updates=values)
+
+
+def _as_rows(row, value):
+    """Rows as a vector, and what is for them."""
+    row = tf.convert_to_tensor(row)
+    return (row, value) if row.shape.rank else (row[tf.newaxis], value[tf.newaxis])
 
 
 def _in_place_gradient(op, g):

@@ -4,7 +4,7 @@ Only those parts of the state are kept that the dynamics depend on. Whoever writ
 them does it by the classes of this module.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -32,57 +32,73 @@ class Store:
     Args:
         recording: `Recording`.
         num_stages: how many stage values a step has.
+        lanes: 1 where the first axis of the state are lanes, which write to rows of their own; the
+            buffers have one axis of all rows and lanes then, and the ring a row more than needed.
     """
 
-    def __init__(self, recording: Recording, num_stages: int):
-        self._recording = recording
+    def __init__(self, recording: Recording, num_stages: int, lanes: int = 0):
+        self._recording, self._lanes = recording, lanes
         self._num_values = recording.num_values(num_stages)
+
+    def _stacked(self, values):
+        return tf.stack(values, axis=self._lanes)
+
+    def _row(self, row, like):
+        return buffers.lane_row(row, like) if self._lanes else row
 
     def empty(self, like: list) -> Kept:
         """What the loop begins with, for the parts of the state to be kept."""
         recording, count = self._recording, self._num_values
+        rows = buffers.lane_rows if self._lanes else buffers.dense_rows
+        ring = recording.ring + self._lanes
         return Kept(
-            [buffers.dense_rows(recording.rows + 1, y) for y in like]
-            if recording.keeps_states
-            else [],
-            [buffers.dense_rows(recording.ring, tf.stack([y] * count)) for y in like]
-            if recording.keeps_steps
-            else [],
+            [rows(recording.rows + 1, y) for y in like] if recording.keeps_states else [],
+            [rows(ring, self._stacked([y] * count)) for y in like] if recording.keeps_steps else [],
         )
 
-    def with_state(self, kept: Kept, n: tf.Tensor, ys: list, is_new: tf.Tensor) -> Kept:
+    def with_state(
+        self, kept: Kept, n: tf.Tensor, ys: list, is_new: tf.Tensor, running: Any = True
+    ) -> Kept:
         """`kept` with the state before the step n, which is a variable of the loop.
 
         Args:
             kept: `Kept`.
-            n: number of the step, int32 scalar.
+            n: number of the step, int32 scalar, or vector with lanes.
             ys: list of tensors.
             is_new: whether this is the first attempt of the step.
+            running: whether there is a step; of lanes only.
         """
         recording = self._recording
         if kept.states:
             new = tf.logical_and(is_new, tf.equal(n % recording.stride, 0))
+            if self._lanes:
+                new = tf.logical_and(new, running)
             row = tf.where(new, recording.row(n // recording.stride), recording.rows)
-            states = [buffers.write_row(b, row, y) for b, y in zip(kept.states, ys)]
+            states = [buffers.write_row(b, self._row(row, y), y) for b, y in zip(kept.states, ys)]
             kept = kept._replace(states=states)
         if kept.steps and recording.tapes_steps:
-            row = n % recording.ring
-            steps = [buffers.write_row(b, row, y[tf.newaxis]) for b, y in zip(kept.steps, ys)]
+            row = self._ring_row(n, running)
+            steps = [
+                buffers.write_row(b, self._row(row, y), self._stacked([y]))
+                for b, y in zip(kept.steps, ys)
+            ]
             kept = kept._replace(steps=steps)
         return kept
 
-    def with_stages(self, kept: Kept, n: tf.Tensor, stages: list) -> Kept:
+    def _ring_row(self, n, running):
+        row = n % self._recording.ring
+        return tf.where(running, row, self._recording.ring) if self._lanes else row
+
+    def with_stages(self, kept: Kept, n: tf.Tensor, stages: list, running: Any = True) -> Kept:
         """`kept` with the stage values of step n, a list for each part of the state."""
         if not kept.steps or self._recording.tapes_steps:
             return kept
         # A step that is rejected leaves its values where those of the next one will be.
-        row = n % self._recording.ring
-        return kept._replace(
-            steps=[
-                buffers.for_branches(buffers.write_row, b, row, tf.stack(x))
-                for b, x in zip(kept.steps, stages)
-            ]
-        )
+        row, steps = self._ring_row(n, running), []
+        for b, x in zip(kept.steps, stages):
+            values = self._stacked(x)
+            steps.append(buffers.for_branches(buffers.write_row, b, self._row(row, values), values))
+        return kept._replace(steps=steps)
 
 
 class Ring:
@@ -101,6 +117,30 @@ class Ring:
         """Callable from i to the value i of step n."""
         row = n % self._ring
         return lambda i: [tf.ensure_shape(r[row, i], y.shape) for r, y in zip(rows, like)]
+
+
+class LaneRing:
+    """What `Ring` is for lanes, to be read only.
+
+    Args:
+        ring: see `Recording`.
+        resting: `(n, ys) -> ys`, that has another state where a lane has no step n.
+    """
+
+    def __init__(self, ring, resting):
+        self._ring, self._resting = ring, resting
+
+    def of_step(self, rows, n, like):
+        row = n % self._ring
+
+        def value(i):
+            found = []
+            for r, y in zip(rows, like):
+                r = tf.reshape(r, tf.concat([[-1], tf.shape(y)[:1], tf.shape(r)[1:]], 0))
+                found.append(tf.ensure_shape(r[row, :, i], y.shape))
+            return self._resting(n, found)
+
+        return value
 
 
 class Lists:

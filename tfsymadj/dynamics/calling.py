@@ -86,7 +86,7 @@ def call(dynamics, t, y, args, autonomous, **keywords):
     return _converted(dynamics)(*inputs, **keywords)
 
 
-def build(dynamics, y, args, autonomous):
+def build(dynamics, y, args, autonomous, lanes=0):
     """Creates the weights of a Keras layer outside of any loop, at no evaluation.
 
     Args:
@@ -94,6 +94,7 @@ def build(dynamics, y, args, autonomous):
         y: nest of objects with `shape` and `dtype`.
         args: tuple of nests of the same.
         autonomous: whether the dynamics are called without the time.
+        lanes: 1 if there is a time for each example.
     """
     if functional.is_functional(dynamics):
         functional.match(dynamics, None if autonomous else "t", y, args)
@@ -106,9 +107,9 @@ def build(dynamics, y, args, autonomous):
     y, *args = tf.nest.map_structure(symbolic, (y, *args))
     inputs = [y, *args]
     if not autonomous:
-        inputs.insert(
-            0, keras.KerasTensor((), tf.as_dtype(tf.nest.flatten(y)[0].dtype).real_dtype.name)
-        )
+        first = tf.nest.flatten(y)[0]
+        dtype = tf.as_dtype(first.dtype).real_dtype.name
+        inputs.insert(0, keras.KerasTensor(first.shape[:lanes], dtype))
     build_layer(dynamics, *inputs)
 
 
@@ -127,7 +128,7 @@ def build_layer(layer, *inputs):
             layer(*inputs)
 
 
-def variables(dynamics, y, args, autonomous):
+def variables(dynamics, y, args, autonomous, lanes=0):
     """The `tf.Variable`s that the dynamics read, from one trace; lazy ones are created.
 
     The arguments are those of `build`.
@@ -137,7 +138,8 @@ def variables(dynamics, y, args, autonomous):
         return tf.TensorSpec(x.shape, x.dtype)
 
     y, args = tf.nest.map_structure(spec, (y, tuple(args)))
-    t = tf.TensorSpec([], tf.nest.flatten(y)[0].dtype.real_dtype)
+    first = tf.nest.flatten(y)[0]
+    t = tf.TensorSpec(first.shape[:lanes], first.dtype.real_dtype)
 
     @functools.partial(tf.function, autograph=False)
     def evaluate(t, y, args):

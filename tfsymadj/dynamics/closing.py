@@ -50,9 +50,10 @@ class ClosedDynamics:
         unseen: all variables read so, those that are not trained included.
         live: indices of the parts of the state that the dynamics depend on. The others are mere
             integrals along the solution: a backward pass needs no values of them.
+        time: `tf.TensorSpec` of the time that they are called with.
     """
 
-    def __init__(self, function, captured, variables, unseen, inputs, caller, live):
+    def __init__(self, function, captured, variables, unseen, inputs, caller, live, time):
         self._function = function
         self._inputs = inputs
         self._caller = caller
@@ -60,6 +61,7 @@ class ClosedDynamics:
         self.variables = variables
         self.unseen = unseen
         self.live = live
+        self.time = time
 
     def __call__(self, t, ys):
         with self.substituted():
@@ -269,7 +271,7 @@ class _Inputs:
         return None
 
 
-def close(function, ys, owner=None, caller=None, jit_compile=None):
+def close(function, ys, owner=None, caller=None, jit_compile=None, lanes=0):
     """Finds out what the dynamics depend on, and that they are reproducible.
 
     Args:
@@ -278,6 +280,7 @@ def close(function, ys, owner=None, caller=None, jit_compile=None):
         owner: the user's object, searched for frozen Keras layers.
         caller: `Caller`.
         jit_compile: whether XLA is asked to compile them.
+        lanes: 1 where there is a time for each entry of the state's first axis.
 
     Returns:
         `ClosedDynamics`.
@@ -288,7 +291,8 @@ def close(function, ys, owner=None, caller=None, jit_compile=None):
     caller = caller or Caller()
     inputs = _Inputs(caller, contents.frozen_storages(owner))
     losses = contents.losses(owner)
-    graph = _traced(function, ys, inputs, caller)
+    time = tf.TensorSpec(ys[0].shape[:lanes], tf.float64)
+    graph = _traced(function, time, ys, inputs, caller)
     if jit_compile:
         check_compilable(graph.as_graph_def())
     contents.refuse_losses(owner, losses)
@@ -310,7 +314,7 @@ def close(function, ys, owner=None, caller=None, jit_compile=None):
         )
     inputs.complete(unseen)
     return ClosedDynamics(
-        function, captured, variables, unseen, inputs, caller, _dependencies(graph, ys)
+        function, captured, variables, unseen, inputs, caller, _dependencies(graph, ys), time
     )
 
 
@@ -333,7 +337,7 @@ def _unseen_reads(graph):
     return variables
 
 
-def _traced(function, ys, inputs, caller):
+def _traced(function, time, ys, inputs, caller):
     """The graph of the dynamics, the same whenever they are traced."""
 
     def trace(t, *states):
@@ -341,7 +345,7 @@ def _traced(function, ys, inputs, caller):
             return function(t, list(states))
 
     # Not the function's own shapes: a loop's state may have lost static dimensions.
-    specs = [tf.TensorSpec([], tf.float64), *(tf.TensorSpec(y.shape, y.dtype) for y in ys)]
+    specs = [time, *(tf.TensorSpec(y.shape, y.dtype) for y in ys)]
 
     def traced():
         graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph

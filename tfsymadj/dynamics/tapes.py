@@ -44,7 +44,7 @@ def tape_bytes(dynamics, ys):
         return [x for x in tf.nest.flatten(found) if x is not None]
 
     traced = tf.function(derivative, autograph=False)
-    graph = traced.get_concrete_function(tf.TensorSpec([], tf.float64), *specs, *specs).graph
+    graph = traced.get_concrete_function(dynamics.time, *specs, *specs).graph
     if not has_derivative:
         return None
     evaluated = _reached(graph.inputs[: number + 1], _users)

@@ -5,8 +5,9 @@ import dataclasses
 import tensorflow as tf
 
 from tfsymadj import _platform
+from tfsymadj.dynamics.closing import Sources
 from tfsymadj.gradients.gradient import Gradient
-from tfsymadj.loop.failures import poison
+from tfsymadj.loop.failures import poison, poison_lanes, split_lost
 from tfsymadj.loop.integrate import integrate
 
 
@@ -31,9 +32,14 @@ class Backprop(Gradient):
 
 def _fail_gradients(ys, status, problem):
     """`ys`; if the solve failed, every gradient that passes through them becomes NaN."""
-    inputs = [*problem.ys, *problem.all_times, *problem.dynamics.captured]
+    groups = [problem.ys, problem.dynamics.captured, [], problem.all_times]
+    inputs = tf.nest.flatten(groups)
 
     def backward(cotangents):
+        if problem.lanes:
+            kept, lost = split_lost(cotangents, status, len(problem.ys))
+            zeros = Sources(*([tf.zeros_like(x) for x in group] for group in groups))
+            return [*kept, *tf.nest.flatten(poison_lanes(zeros, lost))]
         return poison([*cotangents, *(tf.zeros_like(x) for x in inputs)], status)
 
     return _platform.with_gradient([tf.identity(y) for y in ys], [*ys, *inputs], backward)

@@ -118,6 +118,11 @@ class ContinuousAdjoint(Recomputing):
                 "`jumps` have no continuous adjoint here. Use another `gradient`. "
                 f"Received: {self!r}"
             )
+        if problem.lanes:
+            raise ValueError(
+                "`gradient` can't be the continuous adjoint with `batch_axis`. Use another one. "
+                f"Received: {self!r}"
+            )
         return None
 
     def backward(self, problem, recording, outcome, cotangents):

@@ -6,7 +6,7 @@ from tfsymadj import _platform
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.dynamics.closing import Sources
 from tfsymadj.gradients.gradient import Gradient
-from tfsymadj.loop.failures import poison
+from tfsymadj.loop.failures import poison, poison_lanes, split_lost
 from tfsymadj.loop.integrate import integrate
 from tfsymadj.loop.problem import Outcome, Problem
 from tfsymadj.xla import compiled
@@ -51,14 +51,18 @@ class Recomputing(Gradient):
         outcome = integrate(problem, recording)
 
         def backward(cotangents):
+            if problem.lanes:
+                count = len(outcome.ys)
+                cotangents, lost = split_lost(cotangents, outcome.status, count)
             with tf.name_scope(type(self).__name__):
                 found = compiled(
                     lambda: self.backward(problem, recording, outcome, cotangents),
                     problem.jit_compile,
                 )
+            failing = poison_lanes(found, lost) if problem.lanes else poison(found, outcome.status)
             # TensorFlow wants one for each input.
-            found = found._replace(times=found.times or [None] * len(problem.all_times))
-            found = tf.nest.flatten(poison(found, outcome.status))
+            times = failing.times or [None] * len(problem.all_times)
+            found = tf.nest.flatten(failing._replace(times=times))
             return _refuse_changes(dynamics, snapshot, found) if snapshot else found
 
         inputs = Sources(problem.ys, dynamics.captured, dynamics.variables, problem.all_times)

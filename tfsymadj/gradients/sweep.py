@@ -4,9 +4,21 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import accumulator, add, add_terms, after, compensated_sum, inner
-from tfsymadj.checkpoints.store import Lists, Ring
+from tfsymadj.arithmetic import (
+    accumulator,
+    add,
+    add_terms,
+    after,
+    compensated_sum,
+    inner,
+    only_where,
+    quotient,
+    select,
+)
+from tfsymadj.checkpoints.store import LaneRing, Lists, Ring
 from tfsymadj.dynamics.closing import Sources
+from tfsymadj.loop.failures import is_success
+from tfsymadj.loop.grid import to_stops
 from tfsymadj.xla import repeated, static_int
 
 
@@ -38,9 +50,14 @@ class Sweep:
         self._intervals = problem.intervals
         self._recording = recording
         record = outcome.record
-        self._grid, self._kept = record.grid, record.kept
+        self._grid, self._kept, self._rest = record.grid, record.kept, record.rest
         self._accepted = static_int(outcome.stats.num_accepted)
         self._written = static_int(outcome.num_written)
+        #: The number of steps of each lane; there are as many as of the longest.
+        self._counts = self._accepted
+        if problem.lanes:
+            self._counts = tf.where(is_success(outcome.status), self._accepted, 0)
+            self._accepted = self._written = tf.reduce_max(self._counts)
         count = len(outcome.ys)
         self._cotangents, self._of_mark = cotangents[:count], cotangents[count:]
         self._mark = outcome.mark
@@ -48,15 +65,15 @@ class Sweep:
         if self._outputs.interpolates:
             self._end, self._end_time = record.end, record.time
             self._within = self._outputs.within(
-                self._grid, self._accepted, self._cotangents, record.rates
+                self._grid, self._counts, self._cotangents, record.rates
             )
 
     def run(self):
         """The gradients, `Sources`."""
         problem, dynamics = self._problem, self._dynamics
-        last = self._outputs.last_cotangents(self._cotangents, self._accepted)
+        last = self._outputs.last_cotangents(self._cotangents, self._counts)
         sums = Sources(last, dynamics.captured, dynamics.variables, [])
-        stops = [tf.zeros([problem.num_stops], tf.float64)] if problem.with_time else []
+        stops = [tf.zeros_like(problem.stops)] if problem.with_time else []
         state = _Adjoint(
             totals=tf.nest.map_structure(accumulator, sums)._replace(ys=last, times=stops),
             lows=tf.nest.map_structure(accumulator, sums),
@@ -67,6 +84,8 @@ class Sweep:
         first = self._recording.num_not_kept(self._accepted, self._written)
         if self._recording.keeps_steps:
             values = Ring(self._recording.ring)
+            if problem.lanes:
+                values = LaneRing(self._recording.ring, self._or_at_rest)
             kept = self._accepted - first
             with _ready(state):
                 state = self._adjoint_steps(first, kept, values, self._kept.steps, state)
@@ -103,11 +122,17 @@ class Sweep:
         # One place for all segments: what an earlier segment left is overwritten.
         if single:
             values, rows = None, []
-        elif recording.keeps_steps:
+        elif recording.keeps_steps and not self._problem.lanes:
             values, rows = Ring(recording.ring), self._kept.steps
         else:
             values = Lists(stride, recording.num_values(self._method.stages))
             rows = values.reserve(after(state.totals.ys, [tf.zeros_like(y) for y in like]))
+
+        states = self._kept.states
+        if self._problem.lanes:
+            states = [
+                tf.reshape(s, tf.concat([[-1], tf.shape(y)], 0)) for s, y in zip(states, like)
+            ]
 
         def advance(begin, end, ys):
             return self._advance(begin * stride, end * stride, ys)
@@ -115,13 +140,15 @@ class Sweep:
         def segment(q, length, variables):
             held, rows, state = variables
             begin = q * stride
-            ys, held = recording.restore(q, held, self._kept.states, like, advance)
+            ys, held = recording.restore(q, held, states, like, advance)
+            ys = self._or_at_rest(begin, ys)
             if single:
                 return held, rows, self._adjoint_from_state(begin, ys, state)
             rows = self._recompute(begin, length, ys, values, rows)
             return held, rows, self._adjoint_steps(begin, length, values, rows, state)
 
-        variables = recording.held(self._kept.states, -(-self._written // stride)), rows, state
+        written = self._counts if self._problem.lanes else self._written
+        variables = recording.held(states, -(-written // stride)), rows, state
         if isinstance(steps, int) and isinstance(stride, int):
             # The shorter one by itself, so that XLA knows the length of all loops.
             count, rest = divmod(steps, stride)
@@ -145,12 +172,20 @@ class Sweep:
         )
         return state
 
+    def _or_at_rest(self, n, ys):
+        """The state before step n, of lanes that have none the one at which they rest."""
+        if self._rest is None:
+            return ys
+        return select(n < self._counts, ys, self._rest.ys)
+
     def _whole(self, ys):
         """The state with these live parts; the dynamics don't depend on the others."""
         live = dict(zip(self._dynamics.live, ys))
         return [live.get(i, tf.zeros_like(y)) for i, y in enumerate(self._problem.ys)]
 
     def _dynamics_of(self, n):
+        if self._problem.switches is None:
+            return self._dynamics
         return self._intervals.of(self._dynamics, self._grid.interval_of(n))
 
     def _live_slopes(self, n):
@@ -165,15 +200,15 @@ class Sweep:
 
     def _step(self, n, ys):
         """A step of the live parts of the state."""
-        return self._method.step(self._live_slopes(n), self._grid.t[n], self._grid.h[n], ys)
+        return self._method.step(self._live_slopes(n), self._grid.start(n), self._grid.size(n), ys)
 
     def _stages(self, n, ys):
         """The step with its stage values, those for outputs inside of it included."""
         step = self._step(n, ys)
         if self._method.extends:
             step = self._method.extended(
-                self._live_slopes(n), self._grid.t[n], self._grid.h[n], ys, step, self._wanted(n),
-                last=False,
+                self._live_slopes(n), self._grid.start(n), self._grid.size(n), ys, step,
+                self._wanted(n), last=False,
             )  # fmt: skip
         return step
 
@@ -183,9 +218,18 @@ class Sweep:
 
     def _advance(self, begin, end, ys):
         """The state before the step `end`, from the one before the step `begin`."""
+        lanes = self._problem.lanes
+
+        def advance(n, ys):
+            new = self._step(n, ys).ys
+            if not lanes:
+                return n + 1, new
+            moves = n < end
+            return n + tf.cast(moves, tf.int32), select(moves, new, ys)
+
         _, ys = tf.while_loop(
-            lambda n, ys: n < end,
-            lambda n, ys: (n + 1, self._step(n, ys).ys),
+            lambda n, ys: tf.reduce_any(n < end) if lanes else n < end,
+            advance,
             (begin, ys),
             parallel_iterations=1,
             maximum_iterations=self._problem.static_max_steps,
@@ -200,7 +244,7 @@ class Sweep:
 
             def state_after(i, variables):
                 ys, rows = variables
-                ys = self._step(begin + i, ys).ys
+                ys = self._or_at_rest(begin + i + 1, self._step(begin + i, ys).ys)
                 return ys, values.set(rows, begin + i + 1, [ys])
 
             variables = ys, values.set(rows, begin, [ys])
@@ -209,7 +253,8 @@ class Sweep:
         def stages_of(i, variables):
             ys, rows = variables
             step = self._stages(begin + i, ys)
-            return step.ys, values.set(rows, begin + i, step.stages)
+            rows = values.set(rows, begin + i, step.stages)
+            return self._or_at_rest(begin + i + 1, step.ys), rows
 
         return repeated(count, stages_of, (ys, rows), "recompute", bound)[1]
 
@@ -248,13 +293,15 @@ class Sweep:
             here, before = state.inside[0], [self._inside(n - 1)]
             jumps, shared = self._begins_with_jump(n), before[0].last
             if jumps is not None:
-                shared = [tf.where(jumps, tf.zeros_like(x), x) for x in shared]
+                shared = only_where(tf.logical_not(jumps), shared)
+            if problem.lanes:
+                shared = only_where(n < self._counts, shared)
             slopes = [here.of_stages(shared)]
         elif self._outputs.interpolates:
             here = self._inside(n)
             slopes = [here.of_rows(self._wanted(n))]
         sums = rule(
-            self._dynamics_of(n), grid.t[n], grid.h[n], start, adjoints, state.lows,
+            self._dynamics_of(n), grid.start(n), grid.size(n), start, adjoints, state.lows,
             problem.with_time, *slopes,
         )  # fmt: skip
         times, sums = sums.times, sums._replace(times=[])
@@ -265,13 +312,13 @@ class Sweep:
                 times = [time + here.start, size + here.step]
                 for b, product in zip(before, products):
                     # The last slope of the step before is this one's first, but goes with its size.
-                    earlier = b.step + product / grid.h[tf.maximum(n - 1, 0)]
+                    earlier = b.step + quotient(product, grid.size(tf.maximum(n - 1, 0)))
                     before = [b._replace(step=earlier)]
             if jumps is not None:
                 ys = start(0) if callable(start) else start
-                before, sums = self._last_slope(jumps, n - 1, grid.t[n], ys, before, sums)
+                before, sums = self._last_slope(jumps, n - 1, grid.start(n), ys, before, sums)
         totals, lows = compensated_sum(totals._replace(ys=adjoints, times=[]), sums)
-        stops = [grid.to_stops(g, n, *times) for g in state.totals.times]
+        stops = [to_stops(grid, g, n, *times) for g in state.totals.times]
         return _Adjoint(totals._replace(times=stops), lows, before)
 
     def _inside(self, n):
@@ -291,25 +338,33 @@ class Sweep:
         """Whether the last slope of the step before n is not the first one of n; None: never."""
         if self._problem.switches is None:
             return None
-        arrived = self._grid.hits_end[tf.maximum(n - 1, 0)] != 0.0
+        arrived = self._grid.arrives(tf.maximum(n - 1, 0))
         at_switch = self._intervals.begins_with_jump(self._grid.interval_of(n))
-        return tf.logical_and(n > 0, tf.logical_and(arrived, at_switch))
+        jumps = tf.logical_and(n > 0, tf.logical_and(arrived, at_switch))
+        return tf.logical_and(jumps, n < self._counts) if self._problem.lanes else jumps
 
     def _from_the_end(self, state):
         """The state before the last step, whose last slope no other step has as its first."""
-        n = self._accepted - 1
-        inside, lows = self._last_slope(
-            n >= 0, n, self._end_time, self._end, [self._inside(n)], state.lows
-        )
+        n, t, ys = self._counts - 1, self._end_time, self._end
+        before = self._inside(n)
+        if self._problem.lanes:
+            t = tf.where(n >= 0, t, self._rest.t)
+            ys = select(n >= 0, ys, self._whole(self._rest.ys))
+        (inside,), lows = self._last_slope(n >= 0, n, t, ys, [before], state.lows)
+        if self._problem.lanes:
+            # Each lane's last step has its turn when it comes.
+            more = inside.start - before.start, inside.step - before.step
+            self._within = self._within.with_end(*more)
+            inside = self._inside(self._accepted - 1)
         totals, lows = compensated_sum(state.totals._replace(times=[]), lows)
-        return _Adjoint(totals._replace(times=state.totals.times), lows, inside)
+        return _Adjoint(totals._replace(times=state.totals.times), lows, [inside])
 
     def _last_slope(self, wanted, n, t, ys, inside, sums):
         """The part of the last slope of step n, where it is evaluated by itself, if `wanted`.
 
         Args:
-            wanted: bool scalar.
-            n: int32 scalar.
+            wanted: bool scalar, or one for each lane.
+            n: int32 scalar, likewise.
             t: the time after the step.
             ys: the state then.
             inside: list of the `StepCotangents` of step n.
@@ -318,15 +373,18 @@ class Sweep:
         Returns:
             `(inside, sums)`.
         """
-        (here,), with_time = inside, self._problem.with_time
-        n = tf.maximum(n, 0)
+        (here,), with_time, lanes = inside, self._problem.with_time, self._problem.lanes
+        n, last = tf.maximum(n, 0), here.last
+        if lanes:
+            last, wanted = only_where(wanted, last), tf.reduce_any(wanted)
 
         def evaluate(_, sums, start, step):
-            found, slopes = self._dynamics_of(n).vjp(t, ys, here.last, with_values=with_time)
+            found, slopes = self._dynamics_of(n).vjp(t, ys, last, with_values=with_time)
             if with_time:
                 (dt,) = found.times
-                dt = tf.zeros([], tf.float64) if dt is None else dt
-                start, step = start + dt, step + dt + inner(here.last, slopes) / self._grid.h[n]
+                dt = tf.zeros_like(t) if dt is None else dt
+                product = quotient(inner(last, slopes, lanes), self._grid.size(n))
+                start, step = start + dt, step + dt + product
             return tf.constant(False), add_terms(sums, found._replace(times=[])), start, step
 
         # A loop of one pass at most, into which the caller's tapes don't see: see

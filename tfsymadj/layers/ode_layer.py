@@ -63,8 +63,10 @@ class ODELayer(keras.Layer):
 
     Call arguments:
         y0: tensor `(batch, ...)`, or a nest of such tensors.
-        t: times in place of the layer's own, one grid for the batch: a 1-D tensor, never cast to
-            the layer's dtype. For times of each example see `tfsymadj.layers.RescaledTime`.
+        t: times in place of the layer's own, a tensor never cast to the layer's dtype: one grid for
+            the batch, 1-D, or with `batch_axis=0` a row of times for each example, `(batch,
+            len(t))`. Rows are filled up by repeating their last time; or a mask that Keras has
+            attached to `t` tells which come first and count.
         args: further arguments of the dynamics; gradients reach them.
         training: handed to the dynamics if they take it.
         mask: of `y0`, if that is a tensor; by default the one that Keras has attached to it. Handed
@@ -107,6 +109,11 @@ class ODELayer(keras.Layer):
         super().__init__(**{"autocast": False, **others})
         self.supports_masking = True
         self.dynamics = dynamics
+        if np.ndim(t) > 1:
+            raise ValueError(
+                "`t` must be 1-D; times of each example are an argument of the layer's call. "
+                f"Received: {t!r}"
+            )
         self.t = tuple(float(x) for x in np.ravel(np.asarray(t, np.float64)))
         self.return_sequences = return_sequences
         self.options = Options.of(type(self).__name__, options)
@@ -151,9 +158,11 @@ class ODELayer(keras.Layer):
         y0, args = self._specs
         y0 = keras.tree.map_structure(self._state_spec, y0)
         autonomous = self._is_autonomous(y0, args)
-        calling.build(self.dynamics, y0, args, autonomous)
+        lanes = 0 if self.options.batch_axis is None else 1
+        calling.build(self.dynamics, y0, args, autonomous, lanes)
         if not isinstance(self.dynamics, keras.Layer):
-            found = calling.variables(self.dynamics, y0, args, autonomous)  # builds layers
+            # Builds layers, too.
+            found = calling.variables(self.dynamics, y0, args, autonomous, lanes)
             listed = contents.keras_variables(self.dynamics)
             for variable in found:
                 known = listed.get(_platform.storage(variable))
@@ -212,7 +221,7 @@ class ODELayer(keras.Layer):
         solution = solve_with(
             functools.partial(self._derivative, bool(training), masked),
             state,
-            self.t if t is None else t,
+            self.t if t is None else _filled(t),
             args,
             self.options,
             autonomous=False,
@@ -222,7 +231,8 @@ class ODELayer(keras.Layer):
                 metric.update_state(getattr(solution.stats, count))
             statuses = self._status_counts()
             if training and statuses is not None:
-                statuses.assign_add(tf.one_hot(solution.status, len(Status), dtype=statuses.dtype))
+                counts = tf.one_hot(tf.reshape(solution.status, [-1]), len(Status))
+                statuses.assign_add(tf.cast(tf.reduce_sum(counts, 0), statuses.dtype))
         if self.return_sequences:
             y = tf.nest.map_structure(_batch_first, solution.y)
         else:
@@ -312,7 +322,7 @@ class ODELayer(keras.Layer):
         y0, *args = keras.tree.map_structure(_spec, (y0, *args))
         if not self.built:
             self._solved_for = y0, tuple(args)
-        count = len(self.t) if t is None else np.shape(t)[0]
+        count = len(self.t) if t is None else np.shape(t)[-1]
 
         def output(y):
             dtype = tf.as_dtype(y.dtype)
@@ -349,6 +359,15 @@ class ODELayer(keras.Layer):
             if name != "dtype"
         } | ({"dtype": config["dtype"]} if "dtype" in config else {})
         return cls(**config)
+
+
+def _filled(t):
+    """Times with the last one of those that their mask tells in place of those it doesn't."""
+    mask = _platform.mask_of(t) if tf.is_tensor(t) else None
+    if mask is None:
+        return t
+    last = tf.maximum(tf.reduce_sum(tf.cast(mask, tf.int32), -1, keepdims=True) - 1, 0)
+    return tf.where(mask, t, tf.gather(t, last, axis=-1, batch_dims=t.shape.rank - 1))
 
 
 def _batch_first(y):

@@ -93,7 +93,7 @@ class _Rows:
 
         slopes = [row(x) for x in self._cotangents]
         # Those that `Method.adjoint` gets are proportional to the step's size, these are not.
-        step = -inner(slopes, [x[k] for x in self._slopes]) / self._grid.h[k]
+        step = -inner(slopes, [x[k] for x in self._slopes]) / self._grid.size(k)
         # The states count as ends of steps.
         return StepCotangents(slopes, [tf.zeros_like(x[0]) for x in slopes], row(self._times), step)
 

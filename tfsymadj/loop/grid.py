@@ -4,8 +4,21 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfsymadj.arithmetic import entry
 from tfsymadj.checkpoints import buffers
 from tfsymadj.steps.controller import Proposal
+
+
+class Rest(NamedTuple):
+    """Where lanes that have no step are evaluated all the same: before their last one.
+
+    Attributes:
+        t: float64 vector.
+        ys: those parts of the state that the dynamics depend on.
+    """
+
+    t: tf.Tensor
+    ys: list
 
 
 class Grid(NamedTuple):
@@ -27,52 +40,132 @@ class Grid(NamedTuple):
     time_fraction: tf.Tensor
     step_fraction: tf.Tensor
 
+    def start(self, n):
+        """The time before step n."""
+        return self.t[n]
+
+    def size(self, n):
+        """The step n."""
+        return self.h[n]
+
     def interval_of(self, n):
         """The interval of step n, int32."""
         return tf.cast(self.interval[n], tf.int32)
 
-    def to_stops(self, gradient, n, start, step):
-        """Adds the gradients of step n to that of the stops.
+    def arrives(self, n):
+        """Whether step n ends at a stop."""
+        return tf.not_equal(self.hits_end[n], 0.0)
 
-        Args:
-            gradient: float64 vector, one entry for each stop.
-            n: number of the step, int32 scalar.
-            start: gradient for the time before the step at fixed h.
-            step: gradient for h.
-        """
-        a, b = self.time_fraction[n], self.step_fraction[n]
-        to_start = (1.0 - a) * start - b * step
-        to_end = a * start + b * step
-        m, count = self.interval_of(n), tf.size(gradient)
-        return (
-            gradient
-            + to_start * tf.one_hot(m, count, dtype=tf.float64)
-            + to_end * tf.one_hot(m + 1, count, dtype=tf.float64)
-        )
+    def fractions(self, n):
+        """`time_fraction` and `step_fraction` of step n."""
+        return self.time_fraction[n], self.step_fraction[n]
 
 
-#: A tensor list of rows in the order of the fields: one write a step, not six.
-_LIKE = (len(Grid._fields),)
+class LaneGrid:
+    """The accepted steps of lanes; where a lane has no step n its step is zero.
+
+    Args:
+        rows: `[rows * lanes, fields]`, in the order of the fields of `Grid`, the last four of which
+            may be left out.
+        accepted: the number of steps of each lane, int32 vector.
+        rest: `Rest`.
+
+    The number of a step may be one for each lane.
+    """
+
+    def __init__(self, rows, accepted, rest):
+        self._rows = tf.reshape(rows, [-1, tf.size(accepted), rows.shape[-1]])
+        self._rows.set_shape([None, accepted.shape[0], rows.shape[-1]])
+        self._accepted, self._rest = accepted, rest
+
+    def _field(self, n, i, otherwise=None):
+        row = self._rows[n] if isinstance(n, int) or n.shape.rank == 0 else entry(self._rows, n)
+        active, found = n < self._accepted, row[:, i]
+        return tf.where(active, found, tf.zeros_like(found) if otherwise is None else otherwise)
+
+    def start(self, n):
+        return self._field(n, 0, self._rest.t)
+
+    def size(self, n):
+        return self._field(n, 1)
+
+    def interval_of(self, n):
+        return tf.cast(self._field(n, 2), tf.int32)
+
+    def arrives(self, n):
+        return tf.not_equal(self._field(n, 3), 0.0)
+
+    def fractions(self, n):
+        return self._field(n, 4), self._field(n, 5)
 
 
-def reserve(max_steps):
-    """The rows for the loop to write to."""
-    return buffers.reserve_rows(max_steps, tf.zeros(_LIKE, tf.float64))
+def to_stops(grid, gradient, n, start, step):
+    """Adds the gradients of step n to that of the stops.
 
-
-def write(rows, n, t, interval, proposal: Proposal):
-    """`rows` with step n, from time `t`; one that is rejected is overwritten by the next."""
-    row = Grid(
-        t=t,
-        h=proposal.step,
-        interval=tf.cast(interval, tf.float64),
-        hits_end=tf.cast(proposal.hits_end, tf.float64),
-        time_fraction=proposal.time_fraction,
-        step_fraction=proposal.step_fraction,
+    Args:
+        grid: `Grid` or `LaneGrid`.
+        gradient: float64, one entry for each stop, or one row for each with a number for each lane.
+        n: number of the step, int32 scalar.
+        start: gradient for the time before the step at fixed h.
+        step: gradient for h.
+    """
+    a, b = grid.fractions(n)
+    to_start = (1.0 - a) * start - b * step
+    to_end = a * start + b * step
+    m, count = grid.interval_of(n), tf.shape(gradient)[0]
+    return (
+        gradient
+        + to_start * tf.one_hot(m, count, axis=0, dtype=tf.float64)
+        + to_end * tf.one_hot(m + 1, count, axis=0, dtype=tf.float64)
     )
-    return buffers.set_row(rows, n, tf.stack(list(row)))
 
 
-def read(rows) -> Grid:
-    """The `Grid` of the rows."""
-    return Grid(*tf.unstack(buffers.stack_rows(rows, tf.zeros(_LIKE, tf.float64)), axis=1))
+_NUM_FIELDS = len(Grid._fields)
+
+
+class Writer:
+    """Writes the accepted steps, in the forward loop.
+
+    One write a step, not one for each field.
+
+    Args:
+        max_steps: int, or int32 scalar.
+        like: a time, for its shape: scalar, or one for each lane.
+        full: whether it is of interest between which stops a step of a lane is.
+    """
+
+    def __init__(self, max_steps, like, full=True):
+        self._max_steps, self._like = max_steps, like
+        self._lanes = like.shape.rank
+        self._num_fields = 2 if self._lanes and not full else _NUM_FIELDS
+
+    def reserve(self):
+        """The rows for the loop to write to."""
+        if not self._lanes:
+            return buffers.reserve_rows(self._max_steps, tf.zeros([_NUM_FIELDS], tf.float64))
+        # One row more, for lanes that are done.
+        row = tf.stack([self._like] * self._num_fields, 1)
+        return buffers.lane_rows(self._max_steps + 1, row, zeros=False)
+
+    def write(self, rows, n, t, interval, proposal: Proposal):
+        """`rows` with step n, from time `t`; one that is rejected is overwritten by the next."""
+        row = Grid(
+            t=t,
+            h=proposal.step,
+            interval=tf.cast(interval, tf.float64),
+            hits_end=tf.cast(proposal.hits_end, tf.float64),
+            time_fraction=proposal.time_fraction,
+            step_fraction=proposal.step_fraction,
+        )
+        if not self._lanes:
+            return buffers.set_row(rows, n, tf.stack(list(row)))
+        fields = [tf.broadcast_to(x, tf.shape(t)) for x in row[: self._num_fields]]
+        index = buffers.lane_row(n, self._like)
+        return buffers.for_branches(buffers.write_row, rows, index, tf.stack(fields, 1))
+
+    def read(self, rows, accepted, rest):
+        """The `Grid` of the rows, or `LaneGrid`."""
+        if self._lanes:
+            return LaneGrid(rows, accepted, rest)
+        like = tf.zeros([_NUM_FIELDS], tf.float64)
+        return Grid(*tf.unstack(buffers.stack_rows(rows, like), axis=1))

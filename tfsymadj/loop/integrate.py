@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add, compensated_sum, select
+from tfsymadj.arithmetic import add, compensated_sum, entry, select
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.checkpoints.store import Kept, Store
-from tfsymadj.loop import grid
 from tfsymadj.loop.failures import finite, first_failure, is_success, monotonic
+from tfsymadj.loop.grid import Rest, Writer
 from tfsymadj.loop.outputs import Reached, Taken
 from tfsymadj.loop.problem import Outcome, Problem, Record
 from tfsymadj.loop.watch import Lookout, Mark
@@ -46,8 +46,9 @@ class _Carry(NamedTuple):
     time: tf.Tensor
     moved: tf.Tensor  # whether the last step was accepted: `ys` is new
     outputs: list  # see `outputs`
-    grid: list  # of one tensor list
+    grid: list  # of one tensor, or tensor list
     kept: Kept
+    rest: list  # of one `Rest`, of lanes
     seen: list  # of one `Seen`, where events are looked for
 
 
@@ -78,6 +79,7 @@ class _Loop:
 
     def __init__(self, problem, recording):
         self._problem = problem
+        self._lanes = problem.lanes
         self.takes_all = False
         self._adaptive = problem.controller.adaptive
         self._intervals = problem.intervals
@@ -89,7 +91,12 @@ class _Loop:
             self._lookout = Lookout(problem.watch, problem.stops, problem.method)
         self._recording = recording
         self._live = [] if recording is None else problem.dynamics.live
-        self._store = Store(recording or Recording(stride=1, rows=0), problem.method.stages)
+        self._store = Store(
+            recording or Recording(stride=1, rows=0), problem.method.stages, problem.lanes
+        )
+        of_stops = not self._outputs.interpolates and problem.stops.shape[0] != 2
+        full = problem.with_time or problem.switches is not None or of_stops
+        self._grid = Writer(problem.max_steps, problem.stops[0], full)
 
     def run(self):
         """The `Outcome`."""
@@ -111,27 +118,34 @@ class _Loop:
         if fine is None:  # from the first to the last of the stops
             fine = monotonic(problem.output_times)
         status = tf.where(fine, int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
-        status = first_failure(status, finite(ys), Status.NON_FINITE_STATE)
+        status = first_failure(status, finite(ys, self._lanes), Status.NON_FINITE_STATE)
         slopes, first_step, status, evaluations = self._first(status)
         seen = [] if self._lookout is None else [self._lookout.start(ys, slopes)]
-        recorded = self._recording is not None
+        recorded, live = self._recording is not None, [ys[i] for i in self._live]
+        none = tf.zeros_like(start, tf.int32)  # of each lane
+        control = problem.controller.initial_state(first_step)
+        if self._lanes:
+            control = tf.nest.map_structure(
+                lambda x: x if x.shape.rank else tf.fill(tf.shape(start), x), control
+            )
         carry = _Carry(
-            attempts=tf.zeros([], tf.int32),
-            accepted=tf.zeros([], tf.int32),
-            evaluations=[tf.zeros([], tf.int32)] if self._counts else [],
-            interval=self._intervals.first,
+            attempts=none,
+            accepted=none,
+            evaluations=[none] if self._counts else [],
+            interval=none + self._intervals.first,
             t=start,
             ys=list(ys),
             lows=[tf.zeros_like(y) for y in ys],
             first=slopes,
-            control=problem.controller.initial_state(first_step),
+            control=control,
             status=status,
-            reached=tf.zeros([], tf.int32),
+            reached=none,
             time=start,
-            moved=tf.constant(True),
+            moved=tf.ones_like(start, tf.bool),
             outputs=self._outputs.reserve(ys),
-            grid=[grid.reserve(problem.max_steps)] if recorded else [],
-            kept=self._store.empty([ys[i] for i in self._live]) if recorded else Kept([], []),
+            grid=[self._grid.reserve()] if recorded else [],
+            kept=self._store.empty(live) if recorded else Kept([], []),
+            rest=[Rest(start, live)] if recorded and self._lanes else [],
             seen=seen,
         )
         return carry, evaluations
@@ -146,7 +160,8 @@ class _Loop:
             apart = getattr(dynamics, "apart", dynamics)
             slopes = apart(problem.stops[0], problem.ys)
             evaluations += 1
-            status = first_failure(status, finite(slopes), Status.NON_FINITE_DYNAMICS)
+            fine = finite(slopes, self._lanes)
+            status = first_failure(status, fine, Status.NON_FINITE_DYNAMICS)
         if automatic:
             first_step = automatic_first_step(
                 dynamics,
@@ -171,42 +186,70 @@ class _Loop:
             # However the solve goes: so the loop's counters don't depend on the state, and
             # `tf.vectorized_map` can tell.
             return bounded
-        ongoing = is_success(c.status)
+        running = self._running(c)
+        return tf.reduce_any(running) if self._lanes else running
+
+    def _running(self, c):
+        """Whether there is another step to be tried, in each lane."""
+        bounded, ongoing = c.attempts < self._problem.max_steps, is_success(c.status)
         for seen in c.seen:
             ongoing = tf.logical_and(ongoing, tf.logical_not(seen.mark.stopped))
-        return tf.logical_and(bounded, tf.logical_and(ongoing, c.interval < problem.num_stops - 1))
+        return tf.logical_and(
+            bounded, tf.logical_and(ongoing, c.interval < self._problem.last_stop)
+        )
 
     def attempt(self, c):
         """One step: the loop's body."""
-        kept = self._store.with_state(c.kept, c.accepted, [c.ys[i] for i in self._live], c.moved)
-        trial = self._try(c)
+        running = self._running(c) if self._lanes else None
+        live = [c.ys[i] for i in self._live]
+        kept = self._store.with_state(c.kept, c.accepted, live, c.moved, running)
+        trial = self._try(c, running)
         verdict = self._judge(c, trial)
+        if self._lanes:
+            verdict = self._only_of(running, c, verdict)
         if self._outputs.interpolates and self._problem.method.extends:
             trial, verdict = self._extend(c, trial, verdict)
         verdict, seen = self._watched(c, trial, verdict)
-        return (self._advance(c, trial, verdict, kept, seen),)
+        return (self._advance(c, trial, verdict, kept, seen, running),)
 
     def _interval(self, c):
-        stops = self._problem.stops
-        return stops[c.interval], stops[c.interval + 1]
+        stops, m = self._problem.stops, c.interval
+        if self._lanes:  # those that are done are in none
+            m = tf.minimum(m, self._problem.num_stops - 2)
+        return entry(stops, m), entry(stops, m + 1)
 
-    def _try(self, c):
+    def _only_of(self, running, c, verdict):
+        """The verdict for lanes that there was a step of; those that are done stay as they are."""
+        accepted = tf.logical_and(running, verdict.accepted)
+        return _Verdict(
+            # One that fails stays at its last finite state.
+            tf.logical_and(accepted, is_success(verdict.status)),
+            tf.nest.map_structure(
+                lambda x, y: select(running, [x], [y])[0], verdict.control, c.control
+            ),
+            tf.where(running, verdict.status, c.status),
+        )
+
+    def _try(self, c, running):
         problem = self._problem
         proposal = problem.controller.propose(c.control, c.t, *self._interval(c))
         if problem.max_step is not None:
             proposal = proposal.at_most(c.t, problem.max_step)
+        if self._lanes:
+            step = tf.where(running, proposal.step, tf.zeros_like(proposal.step))
+            proposal = proposal._replace(step=step)
         dynamics = self._intervals.of(problem.dynamics, c.interval)
         step = problem.method.step(dynamics, c.t, proposal.step, c.ys, c.first or None)
         ys, lows = compensated_sum(c.ys, add(c.lows, step.increments))
         return _Trial(proposal, step, ys, lows, extended=step)
 
     def _judge(self, c, trial):
-        proposal, step, fine = trial.proposal, trial.step, finite(trial.ys)
+        proposal, step, fine = trial.proposal, trial.step, finite(trial.ys, self._lanes)
         if self._adaptive:
             return self._judge_error(c, trial, fine)
         accepted, control = self._problem.controller.adapt(c.control, proposal, None)
         reason = tf.where(
-            finite(step.increments),
+            finite(step.increments, self._lanes),
             int(Status.NON_FINITE_STATE),
             int(Status.NON_FINITE_DYNAMICS),
         )
@@ -215,6 +258,11 @@ class _Loop:
     def _judge_error(self, c, trial, fine):
         controller, proposal = self._problem.controller, trial.proposal
         norm = tf.stop_gradient(controller.error_norm(trial.step.errors, c.ys, trial.ys))
+        if norm.shape.rank != self._lanes:
+            raise ValueError(
+                "`controller` must have an `error_norm` that returns one number for each example "
+                f"with `batch_axis`, else one for all. Received: shape {norm.shape} of {controller}"
+            )
         fine = tf.logical_and(fine, tf.math.is_finite(norm))
         # Or infinity: not as a constant, which `enable_check_numerics` would find.
         one = tf.ones([], tf.float64)
@@ -236,8 +284,13 @@ class _Loop:
         wanted = self._outputs.ahead(c.outputs, verdict.accepted, end, tf.sign(h))
         if self._lookout is not None:
             wanted = verdict.accepted
-        step = problem.method.extended(dynamics, c.t, h, c.ys, trial.step, wanted)
-        fine = finite(tf.nest.flatten(step.slopes[len(trial.step.slopes) :]))
+        of_any = tf.reduce_any(wanted) if self._lanes else wanted
+        step = problem.method.extended(dynamics, c.t, h, c.ys, trial.step, of_any)
+        fine = finite(tf.nest.flatten(step.slopes[len(trial.step.slopes) :]), self._lanes)
+        if self._lanes:
+            fine = tf.logical_or(fine, tf.logical_not(wanted))
+            counted = tf.where(wanted, step.evaluations, trial.step.evaluations)
+            step = step._replace(evaluations=counted)
         verdict = verdict._replace(
             accepted=tf.logical_and(verdict.accepted, fine),
             status=first_failure(verdict.status, fine, Status.NON_FINITE_DYNAMICS),
@@ -256,7 +309,7 @@ class _Loop:
         )
         return verdict, [seen]
 
-    def _advance(self, c, trial, verdict, kept, seen):
+    def _advance(self, c, trial, verdict, kept, seen, running):
         proposal, step, ys, lows, extended = trial
         accepted, control, status = verdict
         if tf.get_static_value(accepted):  # nothing is ever rejected
@@ -274,8 +327,19 @@ class _Loop:
             control, first, more = self._after_jump(arrives, interval, t, ys, control, first)
             evaluations = evaluations + more
         stages = [[stage[i] for stage in extended.stages] for i in self._live]
+        tried, rest = 1, []
+        if self._lanes:
+            tried = tf.cast(running, tf.int32)
+            evaluations *= tried
+            rest = [
+                Rest(
+                    tf.where(accepted, c.t, r.t),
+                    select(accepted, [c.ys[i] for i in self._live], r.ys),
+                )
+                for r in c.rest
+            ]
         return _Carry(
-            attempts=c.attempts + 1,
+            attempts=c.attempts + tried,
             accepted=c.accepted + tf.cast(accepted, tf.int32),
             evaluations=[n + evaluations for n in c.evaluations],
             interval=interval,
@@ -294,8 +358,9 @@ class _Loop:
                     accepted, c.accepted, c.interval, c.t, c.ys, proposal, extended.slopes, t, ys
                 ),
             ),
-            grid=[grid.write(rows, c.accepted, c.t, c.interval, proposal) for rows in c.grid],
-            kept=self._store.with_stages(kept, c.accepted, stages),
+            grid=[self._grid.write(rows, c.accepted, c.t, c.interval, proposal) for rows in c.grid],
+            kept=self._store.with_stages(kept, c.accepted, stages, running),
+            rest=rest,
             seen=seen,
         )
 
@@ -315,12 +380,15 @@ class _Loop:
         def evaluate():
             return self._intervals.of(problem.dynamics, interval)(t, ys)
 
+        if self._lanes:
+            new = tf.cond(tf.reduce_any(jumps), evaluate, lambda: first)
+            return control, select(jumps, new, first), tf.cast(jumps, tf.int32)
         return control, tf.cond(jumps, evaluate, lambda: first), tf.cast(jumps, tf.int32)
 
     def finish(self, c, evaluations):
         """`Outcome` of the loop's last variables."""
         problem = self._problem
-        ended = tf.equal(c.interval, problem.num_stops - 1)
+        ended = tf.equal(c.interval, problem.last_stop)
         mark = None
         if c.seen:
             mark = self._mark(c.seen[0].mark)
@@ -334,7 +402,7 @@ class _Loop:
         outputs, rates, times = self._outputs.read(c.outputs, problem.ys, last)
         kept = None
         if self._recording is not None:
-            kept = Record(grid.read(c.grid[0]), c.kept, rates, c.ys, c.t)
+            kept = self._record(c, status, rates)
         return Outcome(
             ys=outputs,
             status=status,
@@ -351,6 +419,18 @@ class _Loop:
             times=times,
             mark=mark,
         )
+
+    def _record(self, c, status, rates):
+        accepted, rest = c.accepted, None
+        if self._lanes:
+            # One that failed has no step in a backward pass, and rests where one does that did not.
+            fine = is_success(status)
+            other = tf.argmax(tf.cast(fine, tf.int32), output_type=tf.int32)
+            accepted = tf.where(fine, accepted, 0)
+            rest = tf.nest.map_structure(
+                lambda x: select(fine, [x], [tf.broadcast_to(x[other], tf.shape(x))])[0], c.rest[0]
+            )
+        return Record(self._grid.read(c.grid[0], accepted, rest), c.kept, rates, c.ys, c.t, rest)
 
     def _mark(self, mark: Mark):
         """The mark, with the derivative of its time for the stops."""

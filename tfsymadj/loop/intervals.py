@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import EPSILON, epsilon
+from tfsymadj.arithmetic import EPSILON, entry, epsilon
 
 #: Beyond all times, but no infinity, which `enable_check_numerics` would find.
 _HUGE = 1e300
@@ -52,7 +52,7 @@ class Intervals:
     """The intervals from a stop to the next one; those of length zero are left out.
 
     Args:
-        stops: float64 vector.
+        stops: float64 vector, or matrix with a column for each lane.
         switches: `Switches`, or None; without them no two stops are equal.
     """
 
@@ -61,12 +61,13 @@ class Intervals:
         self.first = tf.zeros([], tf.int32)
         if switches is None:
             return
-        count = tf.size(stops) - 1
-        numbers = tf.range(count)
+        self._count = count = tf.shape(stops)[0] - 1
         proper = tf.not_equal(stops[1:], stops[:-1])
+        numbers = tf.zeros_like(proper, tf.int32)
+        numbers += tf.reshape(tf.range(count), [-1, *[1] * (stops.shape.rank - 1)])
         # The proper ones in order, then as many entries `count` as are needed.
-        order = tf.sort(tf.where(proper, numbers, count))
-        self._order = tf.concat([order, [count]], 0)
+        order = tf.sort(tf.where(proper, numbers, count), axis=0)
+        self._order = tf.concat([order, count * tf.ones_like(order[:1])], 0)
         self._passed = tf.cumsum(tf.cast(proper, tf.int32))
         self.first = self._order[0]
         self._set_bounds(stops, switches)
@@ -80,19 +81,26 @@ class Intervals:
         self._firsts = tf.where(switches.at, ahead + gap, -huge)
         self._lasts = tf.where(switches.at, ahead - gap, huge)
 
+    def _within(self, m):
+        """The interval m; the last one for lanes that are done."""
+        return m if m.shape.rank == 0 else tf.minimum(m, self._count - 1)
+
     def following(self, m):
         """The interval after m; the number of intervals after the last one."""
-        return m + 1 if self._switches is None else tf.gather(self._order, self._passed[m])
+        if self._switches is None:
+            return m + 1
+        return entry(self._order, entry(self._passed, self._within(m)))
 
     def of(self, dynamics, m):
         """The dynamics in the interval m."""
         if self._switches is None:
             return dynamics
-        return dynamics.on(Side(self._direction, self._firsts[m], self._lasts[m + 1]))
+        m = self._within(m)
+        return dynamics.on(Side(self._direction, entry(self._firsts, m), entry(self._lasts, m + 1)))
 
     def begins_with_jump(self, m):
         """Whether the dynamics may jump where the interval m begins, also for m at the end."""
-        return tf.gather(self._switches.at, m)
+        return entry(self._switches.at, m)
 
 
 def with_jumps(times, jumps, every, dtype):
@@ -103,45 +111,59 @@ def with_jumps(times, jumps, every, dtype):
     be told apart. Jumps that are equal share theirs.
 
     Args:
-        times: float64 vector, the output times.
-        jumps: float64 vector.
+        times: float64 vector, the output times, or matrix with a column for each lane.
+        jumps: float64 vector, or matrix with a row for each lane.
         every: whether there is a stop at each of the times, or only at the first and the last.
         dtype: the real dtype in which the dynamics get the time.
 
     Returns:
         `(stops, switches, positions)`: a sorted float64 vector, `Switches`, and the indices of the
-        times among the stops, or None unless `every`.
+        times among the stops, or None unless `every`; each with a column for each lane.
     """
     jumps = _shared(jumps)
-    direction = tf.stop_gradient(tf.sign(times[-1] - times[0]))
-    first, last = times[0], times[-1]
+    if times.shape.rank == 2:
+        times = tf.transpose(times)
+        if jumps.shape.rank == 1:
+            jumps = tf.broadcast_to(jumps, [tf.shape(times)[0], tf.size(jumps)])
+    direction = tf.stop_gradient(tf.sign(times[..., -1:] - times[..., :1]))
+    first, last = times[..., :1], times[..., -1:]
     before, beyond = (jumps - first) * direction < 0.0, (jumps - last) * direction > 0.0
     outside = tf.logical_or(before, beyond)
     shifted = jumps
     if every:
+        count = tf.shape(times)[-1]
         found = tf.searchsorted(times * direction, jumps * direction)
-        inside = tf.logical_and(found > 0, found < tf.size(times) - 1)
-        nearest = tf.gather(times, tf.minimum(found, tf.size(times) - 1))
+        inside = tf.logical_and(found > 0, found < count - 1)
+        nearest = _at(times, tf.minimum(found, count - 1))
         meets = tf.logical_and(inside, tf.equal(nearest, jumps))
         gap = 4.0 * EPSILON * tf.maximum(tf.abs(jumps), tf.abs(last - first))
         shifted = jumps + tf.stop_gradient(tf.where(meets, direction * gap, tf.zeros_like(gap)))
-    ends = times if every else tf.stack([first, last])
+    ends = times if every else tf.concat([first, last], -1)
 
     def beside_times(x):
-        return tf.concat([ends, tf.where(before, first, tf.where(beyond, last, x))], 0)
+        return tf.concat([ends, tf.where(before, first, tf.where(beyond, last, x))], -1)
 
     # Times come before the jumps they are equal to.
     stops = beside_times(shifted)
     order = tf.argsort(stops * direction, stable=True)
-    stops, own = tf.gather(stops, order), tf.stop_gradient(tf.gather(beside_times(jumps), order))
+    stops, own = _at(stops, order), tf.stop_gradient(_at(beside_times(jumps), order))
     huge = tf.constant(_HUGE, tf.float64)
     # One more, where there may be none.
-    proper = tf.concat([tf.sort(tf.where(outside, huge, jumps * direction)), [huge]], 0)
+    proper = tf.sort(tf.where(outside, huge, jumps * direction))
+    proper = tf.concat([proper, huge * tf.ones_like(proper[..., :1])], -1)
     ahead = own * direction
     found = tf.searchsorted(proper, ahead)
-    at = tf.equal(tf.gather(proper, found), ahead)
+    at = tf.equal(_at(proper, found), ahead)
     positions = tf.searchsorted(stops * direction, times * direction) if every else None
+    if times.shape.rank == 2:
+        stops, at, own = (tf.transpose(x) for x in (stops, at, own))
+        positions = None if positions is None else tf.transpose(positions)
     return stops, Switches(at, own, dtype), positions
+
+
+def _at(xs, indices):
+    """The entries of a vector, or of each row of a matrix."""
+    return tf.gather(xs, indices, axis=-1, batch_dims=xs.shape.rank - 1)
 
 
 def _shared(jumps):
@@ -149,12 +171,15 @@ def _shared(jumps):
 
     There is nothing between them by which the dynamics could tell whose a change is.
     """
-    times, count = tf.stop_gradient(jumps), tf.size(jumps)
+    times, count = tf.stop_gradient(jumps), tf.shape(jumps)[-1]
     ordered = tf.sort(times)
     groups = tf.minimum(tf.searchsorted(ordered, times), count - 1)  # also where there is NaN
     sizes = tf.searchsorted(ordered, times, side="right") - groups
     moves = (jumps - times) / tf.cast(tf.maximum(sizes, 1), tf.float64)
-    return times + tf.gather(tf.math.unsorted_segment_sum(moves, groups, count), groups)
+    if jumps.shape.rank == 1:
+        return times + tf.gather(tf.math.unsorted_segment_sum(moves, groups, count), groups)
+    same = tf.cast(tf.equal(groups[:, :, tf.newaxis], groups[:, tf.newaxis, :]), tf.float64)
+    return times + tf.linalg.matvec(same, moves)
 
 
 def _smallest(dtype):

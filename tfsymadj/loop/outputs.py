@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import inner
+from tfsymadj.arithmetic import inner, select_rows
 from tfsymadj.checkpoints import buffers
 from tfsymadj.loop.failures import nan_where
 from tfsymadj.methods.extension import Extension
@@ -95,13 +95,14 @@ class StopOutputs:
 
     Args:
         num_stops: int, or int32 scalar.
+        last: see `Problem`.
     """
 
     #: Whether outputs lie inside of steps.
     interpolates = False
 
-    def __init__(self, num_stops):
-        self._num_stops = num_stops
+    def __init__(self, num_stops, last=None):
+        self._num_stops, self._last = num_stops, last
         self._static = num_stops if isinstance(num_stops, int) else None
         # The loop carries the last state anyway.
         self._only_end = self._static == 2
@@ -140,7 +141,7 @@ class StopOutputs:
         """The adjoint after step n, with the cotangent of the output that it may end at."""
         if self._only_end:
             return adjoints
-        ends, m = tf.not_equal(grid.hits_end[n], 0), grid.interval_of(n)
+        ends, m = grid.arrives(n), grid.interval_of(n)
         return [
             a + tf.where(ends, g[m + 1], tf.zeros([], g.dtype))
             for a, g in zip(adjoints, cotangents)
@@ -209,12 +210,6 @@ def _beside(mask, rank):
     return tf.reshape(mask, [-1, *[1] * rank])
 
 
-def _select_rows(mask, xs, ys):
-    """The rows of `xs` where a vector of booleans holds, else those of `ys`, of the same shape."""
-    # Row by row; `tf.where` takes many times as long for a mask that it has to broadcast.
-    return tf.raw_ops.Select(condition=mask, x=xs, y=ys)
-
-
 class InterpolatedOutputs:
     """The states at given times, by the method's continuous extension; stops are first and last.
 
@@ -224,14 +219,15 @@ class InterpolatedOutputs:
         ys: the state, for its shapes.
         with_rates: whether the solution's derivatives at these times are wanted, for a gradient for
             the times.
+        last: see `Problem`.
     """
 
     interpolates = True
 
-    def __init__(self, method, times, ys, with_rates):
+    def __init__(self, method, times, ys, with_rates, last=None):
         self._extension = Extension(method.dense)
-        self._times = times
-        self._count = tf.size(times) if times.shape[0] is None else times.shape[0]
+        self._times, self._last = times, last
+        self._count = tf.shape(times)[0] if times.shape[0] is None else times.shape[0]
         self._with_rates = with_rates
         largest = max((y.shape.num_elements() or _BLOCK_NUMBERS // 8) for y in ys)
         self._static = self._count if isinstance(self._count, int) else None
@@ -248,7 +244,7 @@ class InterpolatedOutputs:
     def _with_row(self, block, row, y):
         """A block with the state `y` in one of its rows."""
         here = tf.equal(tf.range(self._block), row)
-        return _select_rows(here, tf.broadcast_to(y, tf.shape(block)), block)
+        return select_rows(here, tf.broadcast_to(y, tf.shape(block)), block)
 
     def reserve(self, ys0):
         """The number of outputs reached, the block that is not full yet, and lists of blocks."""
@@ -288,7 +284,7 @@ class InterpolatedOutputs:
                     new.append(y + x if powers == "value" else x)
             # What a full block leaves behind is overwritten in the next one, or belongs to outputs
             # that are not reached.
-            new = [_select_rows(mask, x, y) for x, y in zip(new, blocks)]
+            new = [select_rows(mask, x, y) for x, y in zip(new, blocks)]
             lists = [buffers.set_row(r, q, x) for r, x in zip(lists, new)]
             return m + tf.reduce_sum(tf.cast(mask, tf.int32)), new, lists
 
@@ -447,5 +443,5 @@ class _Within:
         begin, end = self._span(k)
         end = tf.where(n < 0, begin, end)
         return self._outputs.cotangents_of(
-            self._grid.t[k], self._grid.h[k], begin, end, self._cotangents, self._rates
+            self._grid.start(k), self._grid.size(k), begin, end, self._cotangents, self._rates
         )

@@ -8,8 +8,9 @@ import tensorflow as tf
 from tfsymadj.checkpoints.store import Kept
 from tfsymadj.dynamics.closing import ClosedDynamics
 from tfsymadj.loop.dense import DenseOutputs
-from tfsymadj.loop.grid import Grid
+from tfsymadj.loop.grid import Rest
 from tfsymadj.loop.intervals import Intervals, Switches
+from tfsymadj.loop.lane_outputs import LaneInterpolatedOutputs, LaneStopOutputs
 from tfsymadj.loop.outputs import InterpolatedOutputs, StepOutputs, StopOutputs
 from tfsymadj.loop.watch import Mark, Watch
 from tfsymadj.methods.method import Method
@@ -46,6 +47,10 @@ class Problem:
         watch: functions whose roots are looked for.
         dense: whether the outputs are the states and slopes of all steps.
         jit_compile: see `xla.compiled`.
+        lanes: 1 where each entry of the state's first axis has times and steps of its own: `stops`
+            and `between` have a second axis then, and numbers of steps are vectors.
+        last: with lanes, of which the last of `output_times` may be equal, the index of the first
+            one that is as late as the last, int32 vector; None: the last one.
     """
 
     dynamics: ClosedDynamics
@@ -66,6 +71,16 @@ class Problem:
     watch: Watch | None = None
     dense: bool = False
     jit_compile: bool | None = None
+    lanes: int = 0
+    last: Any = None
+
+    @property
+    def last_stop(self) -> Any:
+        """The number of the stop at which the solve ends, or those of the lanes."""
+        # With jumps there may be intervals of length zero, which are left out anyway.
+        if self.last is None or self.switches is not None:
+            return self.num_stops - 1
+        return self.last if self.between is None else tf.minimum(self.last, 1)
 
     @property
     def num_stops(self) -> Any:
@@ -116,7 +131,7 @@ class Problem:
         """Whether something depends on what is inside of steps."""
         return self.between is not None or self.dense
 
-    def outputs(self, with_rates: bool = False) -> StopOutputs | StepOutputs | InterpolatedOutputs:
+    def outputs(self, with_rates: bool = False) -> Any:
         """How the outputs are made.
 
         Args:
@@ -131,8 +146,10 @@ class Problem:
         if self.every_step:
             return StepOutputs(self.max_steps, self.stops[0])
         if self.between is None:
-            return StopOutputs(self.num_stops)
-        return InterpolatedOutputs(self.method, self.between, self.ys, with_rates)
+            last = None if self.switches is not None else self.last
+            return (LaneStopOutputs if self.lanes else StopOutputs)(self.num_stops, last)
+        kind = LaneInterpolatedOutputs if self.lanes else InterpolatedOutputs
+        return kind(self.method, self.between, self.ys, with_rates, self.last)
 
     @property
     def intervals(self) -> Intervals:
@@ -149,18 +166,20 @@ class Record(NamedTuple):
     """What a forward pass keeps for a backward pass.
 
     Attributes:
-        grid: `Grid`.
+        grid: `Grid` or `LaneGrid`.
         kept: `Kept`.
         rates: the derivatives of the solution at the outputs, where they are needed.
         end: the state after the last step.
         time: the time of it.
+        rest: `Rest` of lanes.
     """
 
-    grid: Grid
+    grid: Any
     kept: Kept
     rates: list
     end: list
     time: tf.Tensor
+    rest: Rest | None = None
 
 
 class Outcome(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add, add_terms, inner
+from tfsymadj.arithmetic import add, add_terms, inner, quotient
 from tfsymadj.dynamics.closing import ClosedDynamics, Sources
 
 #: `(t, ys) -> dys` over lists of tensors.
@@ -212,8 +212,9 @@ class Method:
             start, size = times
             times = [tf.zeros_like(h) if start is None else start, size]
             if slopes is not None:
-                explicit = [inner(x, k) / h for x, k in zip(own, step.slopes)]
+                lanes = h.shape.rank
+                explicit = [quotient(inner(x, k, lanes), h) for x, k in zip(own, step.slopes)]
                 times = [times[0], tf.add_n([size, *explicit])]
                 if slopes.first is not None:
-                    times.append(inner(slopes.first, step.slopes[0]))
+                    times.append(inner(slopes.first, step.slopes[0], lanes))
         return add_terms(sums, found._replace(times=[]))._replace(times=times)

@@ -6,7 +6,16 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add, add_terms, coefficients, combine, damped, factors, inner
+from tfsymadj.arithmetic import (
+    add,
+    add_terms,
+    coefficients,
+    combine,
+    damped,
+    factors,
+    inner,
+    quotient,
+)
 from tfsymadj.methods.method import Method, Step
 from tfsymadj.methods.tableaus import ButcherTableau
 from tfsymadj.xla import repeated
@@ -121,7 +130,7 @@ class ExplicitRungeKutta(Method):
                 dt = tf.zeros_like(h) if dt is None else dt
                 # Not a chain of additions: see `arithmetic`.
                 node = tf.gather(nodes, k)
-                step = step - (-node * dt - inner(cotangents, values, lanes) / h)
+                step = step - (-node * dt - quotient(inner(cotangents, values, lanes), h))
                 times = [start + dt, step, *(x + inner(first, values, lanes) for x in others)]
             # Taken from the rows after, not before they are changed: so XLA changes them in place.
             later = tf.minimum(k + 1, count - 1)

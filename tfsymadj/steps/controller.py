@@ -75,6 +75,15 @@ class Controller(Configured):
         """The controller for a `Method`; called once before the solve."""
         return self
 
+    def per_example(self) -> "Controller":
+        """The controller for steps of each example's own: times, steps, errors and the state are
+        vectors then, with one entry for each.
+        """
+        raise ValueError(
+            "`controller` must have a method `per_example` for a solve with `batch_axis`: it "
+            f"returns a controller of vectors. Received: {self!r}"
+        )
+
     def num_steps(self, ts: tf.Tensor) -> int | tf.Tensor | None:
         """The number of steps for the times `ts`, int or int32 scalar; None if it is not known."""
         return None

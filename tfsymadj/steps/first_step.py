@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import EPSILON
+from tfsymadj.arithmetic import EPSILON, beside
 from tfsymadj.methods.method import Dynamics
 from tfsymadj.steps.controller import Controller
 
@@ -23,7 +23,7 @@ def automatic_first_step(
         slopes: the dynamics at `(ts[0], ys)`.
 
     Returns:
-        Positive float64 scalar.
+        Positive float64 scalar, or one for each lane.
     """
     magnitudes = [tf.abs(y) for y in ys]
     length = tf.abs(ts[-1] - ts[0])
@@ -38,7 +38,7 @@ def automatic_first_step(
     trial = tf.where(small, tf.constant(1e-6, tf.float64), 0.01 * size / tf.maximum(slope, 1e-5))
     trial = tf.minimum(tf.maximum(trial, least), length)
     h = tf.sign(ts[-1] - ts[0]) * trial
-    euler = [y + tf.cast(h, y.dtype) * k for y, k in zip(ys, slopes)]
+    euler = [y + beside(tf.cast(h, y.dtype), y) * k for y, k in zip(ys, slopes)]
     ahead = dynamics(ts[0] + h, euler)
     bend = norm([b - a for a, b in zip(slopes, ahead)]) / trial
     largest = tf.maximum(slope, bend)

@@ -60,12 +60,15 @@ class ConstantSteps(Controller):
     def num_steps(self, ts):
         if self._num_steps is not None and ts.shape[0] is not None:
             return (ts.shape[0] - 1) * self._num_steps
-        total = tf.reduce_sum(self._count(ts[1:] - ts[:-1]))
+
+        def largest(lengths):  # of all lanes
+            return tf.reduce_max(tf.reduce_sum(self._count(lengths), 0))
+
         static = tf.get_static_value(ts)
         if static is not None:
             with tf.init_scope():
-                return int(tf.reduce_sum(self._count(tf.constant(np.diff(static)))))
-        return total
+                return int(largest(tf.constant(np.diff(static, axis=0))))
+        return largest(ts[1:] - ts[:-1])
 
     def table(self, times):
         cls = type(self)
@@ -77,6 +80,9 @@ class ConstantSteps(Controller):
         steps = [np.full(n, (b - a) / n) for a, b, n in zip(times, times[1:], counts)]
         hits_end = [np.arange(n) == n - 1 for n in counts]
         return np.concatenate(ends), np.concatenate(steps), np.concatenate(hits_end)
+
+    def per_example(self):
+        return self
 
     def initial_state(self, first_step):
         return tf.zeros([], tf.int32)

@@ -109,6 +109,7 @@ class PIController(Controller):
         self._safety, self._min_factor, self._max_factor = safety, min_factor, max_factor
         self._may_lack_scale = holds_zero(atol)
         self.error_order = None
+        self._lanes = 0
 
     def get_config(self):
         return {
@@ -126,6 +127,11 @@ class PIController(Controller):
         bound.error_order = min(method.order, method.embedded_order) + 1
         return bound
 
+    def per_example(self):
+        own = copy.copy(self)
+        own._lanes = 1
+        return own
+
     def with_tolerances(self, rtol: Any, atol: Any) -> "PIController":
         """The same controller, of a subclass too, with other tolerances."""
         changed = copy.copy(self)
@@ -135,8 +141,8 @@ class PIController(Controller):
         return changed
 
     def initial_state(self, first_step):
-        one = tf.ones([], tf.float64)
-        return _PIState(first_step, one, one, tf.constant(False))
+        one = tf.ones_like(first_step)
+        return _PIState(first_step, one, one, tf.zeros_like(first_step, tf.bool))
 
     def propose(self, state, t, start, end):
         remaining = tf.abs(end - t)
@@ -185,4 +191,4 @@ class PIController(Controller):
 
     def scaled_norm(self, xs, magnitudes):
         """Root mean square of x / (atol + rtol magnitude); see `tolerance.scaled_norm`."""
-        return scaled_norm(xs, magnitudes, self.rtol, self.atol, self._may_lack_scale)
+        return scaled_norm(xs, magnitudes, self.rtol, self.atol, self._may_lack_scale, self._lanes)

@@ -1,0 +1,320 @@
+"""The states that a solve returns where each example has times and steps of its own.
+
+Outputs have the shape `[outputs, lanes, ...]`. Those from the last time of a lane on are its last
+state, so that rows of times of different lengths are filled up by repeating the last one.
+"""
+
+import tensorflow as tf
+
+from tfsymadj.arithmetic import add, entry, inner, only_where, quotient
+from tfsymadj.checkpoints import buffers
+from tfsymadj.loop.failures import nan_where
+from tfsymadj.loop.outputs import InterpolatedOutputs, StepCotangents, StopOutputs
+
+#: Outputs inside of steps are computed so many at a time in each lane, more if there are very many
+#: of them (then it takes about so many times), but not more than so many numbers.
+_BLOCK, _BLOCKS, _BLOCK_NUMBERS = 8, 16, 2**16
+
+
+def _read(rows, like, count):
+    """The first rows of `buffers.lane_rows`, `[count, lanes, ...]`."""
+    found = tf.reshape(rows, tf.concat([[-1], tf.shape(like)], 0))[:count]
+    return tf.ensure_shape(found, [count if isinstance(count, int) else None, *like.shape])
+
+
+def _repeat_last(outputs, last, ends):
+    """Outputs with the last state of each lane from its last time on."""
+    count = tf.shape(outputs[0])[0]
+    later = tf.range(count)[:, tf.newaxis] >= last
+    return [
+        tf.where(tf.reshape(later, tf.concat([tf.shape(later), [1] * (y.shape.rank - 1)], 0)), y, x)
+        for x, y in zip(outputs, ends)
+    ]
+
+
+def _sum_from(cotangents, first):
+    """Sums of the cotangents of each lane from an output of its own on."""
+    found = []
+    for g in cotangents:
+        later = tf.range(tf.shape(g)[0])[:, tf.newaxis] >= first
+        later = tf.reshape(later, tf.concat([tf.shape(later), [1] * (g.shape.rank - 2)], 0))
+        found.append(tf.reduce_sum(tf.where(later, g, tf.zeros([], g.dtype)), 0))
+    return found
+
+
+def _poisoned(outputs, last, reached):
+    """Outputs that are NaN where lanes have ended short of them, from `reached` on."""
+    numbers = tf.range(tf.shape(outputs[0])[0])[:, tf.newaxis]
+    lost = tf.logical_and(last.short, numbers >= reached)
+    return [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
+
+
+class LaneStopOutputs(StopOutputs):
+    """The states at the stops, each one the end of a step of its lane."""
+
+    def reserve(self, ys0):
+        if self._only_end:
+            return []
+        rows = [buffers.lane_rows(self._num_stops + 1, y) for y in ys0]
+        return [
+            buffers.for_branches(buffers.write_row, r, buffers.lane_row(0, y), y)
+            for r, y in zip(rows, ys0)
+        ]
+
+    def write(self, rows, taken):
+        return [
+            buffers.for_branches(buffers.write_row, r, buffers.lane_row(taken.interval + 1, y), y)
+            for r, y in zip(rows, taken.ends)
+        ]
+
+    def read(self, rows, ys0, last):
+        if self._only_end:
+            outputs = [tf.stack([y0, y]) for y0, y in zip(ys0, last.ys)]
+        else:
+            outputs = [_read(r, y, self._num_stops) for r, y in zip(rows, ys0)]
+            if self._last is not None:
+                outputs = _repeat_last(outputs, self._last, last.ys)
+        return _poisoned(outputs, last, last.stop + 1), [], None
+
+    def last_cotangents(self, cotangents, accepted):
+        if self._only_end:
+            return [g[-1] for g in cotangents]
+        if self._last is None:
+            return [tf.zeros_like(g[0]) for g in cotangents]
+        return _sum_from(cotangents, self._last + 1)
+
+    def add_cotangents(self, adjoints, cotangents, grid, n, accepted):
+        if self._only_end:
+            return adjoints
+        ends, m = grid.arrives(n), grid.interval_of(n)
+        return add(adjoints, only_where(ends, [entry(g, m + 1) for g in cotangents]))
+
+
+class LaneInterpolatedOutputs(InterpolatedOutputs):
+    """The states at given times of each lane, by the method's continuous extension."""
+
+    def __init__(self, method, times, ys, with_rates, last=None):
+        super().__init__(method, times, ys, with_rates, last)
+        self._like = times[0]
+        self.ends = self._count - 1 if last is None else last
+        largest = max((y.shape.num_elements() or _BLOCK_NUMBERS // 8) for y in ys)
+        block = max((self._static or 0) // _BLOCKS, min(self._static or 1, _BLOCK))
+        self._block = max(1, min(block, _BLOCK_NUMBERS // max(largest, 1)))
+        self._bound = None if self._static is None else -(-self._static // self._block)
+
+    def reserve(self, ys0):
+        """The number of outputs reached, and rows of states, and of their derivatives."""
+        like = [*ys0, *ys0] if self._with_rates else ys0
+        rows = [buffers.lane_rows(self._count + 1, y) for y in like]
+        first = [
+            buffers.for_branches(buffers.write_row, r, buffers.lane_row(0, y), y)
+            for r, y in zip(rows, ys0)
+        ]
+        return [tf.ones_like(self._like, tf.int32), [*first, *rows[len(ys0) :]]]
+
+    def _time(self, m):
+        return entry(self._times, tf.minimum(m, self._count - 1))
+
+    def ahead(self, held, accepted, end, direction):
+        """Whether outputs are yet to be written inside of a step, of each lane."""
+        m = held[0]
+        ahead = tf.logical_and(accepted, m < self.ends)
+        return tf.logical_and(ahead, (self._time(m) - end) * direction <= 0.0)
+
+    def _block_of(self, first):
+        """Numbers of outputs from those of each lane on, `[block, lanes]`, and their times."""
+        ids = first + tf.range(self._block)[:, tf.newaxis]
+        clipped = tf.minimum(ids, self._count - 1)
+        flat = clipped * tf.size(self._like) + tf.range(tf.size(self._like))
+        return ids, flat, tf.gather(tf.reshape(self._times, [-1]), flat)
+
+    def _weights(self, theta, h, powers="value"):
+        """`Extension.weights` for `[block, lanes]`, h times as much for the value."""
+        weights = self._extension.weights(tf.reshape(theta, [-1]), powers)
+        weights = tf.reshape(weights, tf.concat([tf.shape(theta), [-1]], 0))
+        return h[:, tf.newaxis] * weights if powers == "value" else weights
+
+    def write(self, held, taken):
+        t, h, end = taken.t, taken.proposal.step, taken.proposal.end
+        direction = tf.sign(h)
+
+        def unfinished(m, *_):
+            return tf.reduce_any(self.ahead([m], taken.accepted, end, direction))
+
+        def one_block(m, rows):
+            ids, _, times = self._block_of(m)
+            mask = tf.logical_and(taken.accepted, ids < self.ends)
+            mask = tf.logical_and(mask, (times - end) * direction <= 0.0)
+            theta = quotient(times - t, h)
+            theta = tf.where(mask, theta, tf.zeros_like(theta))
+            row = tf.where(mask, ids, self._count)
+            new = []
+            for powers in ("value", "rate")[: 1 + self._with_rates]:
+                weights = self._weights(theta, h, powers)
+                for i, y in enumerate(taken.ys):
+                    x = _combined(weights, [slope[i] for slope in taken.slopes])
+                    new.append(y + x if powers == "value" else x)
+            rows = [
+                buffers.for_branches(buffers.write_row, r, *_flat(row, x))
+                for r, x in zip(rows, new)
+            ]
+            return m + tf.reduce_sum(tf.cast(mask, tf.int32), 0), rows
+
+        return list(
+            tf.while_loop(
+                unfinished,
+                one_block,
+                held,
+                parallel_iterations=1,
+                maximum_iterations=self._bound,
+                name="outputs",
+            )
+        )
+
+    def read(self, held, ys0, last):
+        m, rows = held
+        size = len(ys0)
+        stacked = [_read(r, y, self._count) for r, y in zip(rows, [*ys0, *ys0])]
+        outputs = _repeat_last(stacked[:size], self.ends, last.ys)
+        # The last output of a lane counts as reached when the lane has ended.
+        return _poisoned(outputs, last, m), stacked[size:], None
+
+    def last_cotangents(self, cotangents, accepted):
+        if self._last is None:
+            return [g[-1] for g in cotangents]
+        return _sum_from(cotangents, tf.maximum(self.ends, 1))  # the first one is the start
+
+    def rates(self, cotangents, rates):
+        """Gradients for the output times, but the first and the last, float64 `[count, lanes]`."""
+        total = tf.zeros_like(self._times)
+        for g, x in zip(cotangents, rates):
+            total += inner([g], [x], lanes=2)
+        ids = tf.range(self._count)[:, tf.newaxis]
+        interior = tf.logical_and(ids > 0, ids < self.ends)
+        return tf.where(interior, total, tf.zeros_like(total))
+
+    def firsts(self, ts):
+        """For a time of each lane the first output after it."""
+        direction = tf.sign(self._times[-1] - self._times[0])
+        later = self._times * direction > ts * direction
+        # Times that are repeated come after the last one.
+        passed = tf.reduce_sum(tf.cast(tf.logical_not(later), tf.int32), 0)
+        return tf.minimum(tf.maximum(passed, 1), self.ends)
+
+    def within(self, grid, accepted, cotangents, rates):
+        return _LaneWithin(self, grid, accepted, cotangents, self.rates(cotangents, rates))
+
+    def num_extended(self, grid, accepted, steps):
+        """At most so many of the first `steps` steps have outputs inside."""
+        return tf.minimum(accepted, steps)
+
+    def cotangents_of(self, t, h, begin, end, cotangents, rates):
+        slopes, like = self._extension.num_slopes, [g[0] for g in cotangents]
+
+        def one_block(m, found):
+            ids, flat, times = self._block_of(m)
+            mask = ids < end
+            theta = quotient(times - t, h)
+            theta = tf.where(mask, theta, tf.zeros_like(theta))
+            weights = self._weights(theta, h)
+            weights = tf.concat([weights, tf.ones_like(weights[..., :1])], -1)
+            weights = tf.where(mask[..., tf.newaxis], weights, tf.zeros_like(weights))
+            sums, totals = [], []
+            for g, s, total in zip(cotangents, found.slopes, found.ys):
+                rows = tf.gather(tf.reshape(g, tf.concat([[-1], tf.shape(g)[2:]], 0)), flat)
+                rows = tf.reshape(rows, tf.concat([tf.shape(mask), [-1]], 0))
+                product = tf.einsum("kbs,kbx->sbx", tf.cast(weights, g.dtype), rows)
+                sums.append(s + tf.reshape(product[:-1], tf.shape(s)))
+                totals.append(total + tf.reshape(product[-1], tf.shape(total)))
+            rate = tf.gather(tf.reshape(rates, [-1]), flat)
+            rate = tf.where(mask, rate, tf.zeros_like(rate))
+            start = found.start - tf.reduce_sum(rate, 0)
+            step = found.step - tf.reduce_sum(theta * rate, 0)
+            return m + self._block, StepCotangents(sums, totals, start, step)
+
+        nothing = StepCotangents(
+            [tf.zeros_like(tf.stack([g] * slopes)) for g in like],
+            [tf.zeros_like(g) for g in like],
+            tf.zeros_like(t),
+            tf.zeros_like(t),
+        )
+        _, found = tf.while_loop(
+            lambda m, _: tf.reduce_any(m < end),
+            one_block,
+            (begin, nothing),
+            parallel_iterations=1,
+            maximum_iterations=self._bound,
+            name="outputs",
+        )
+        return found
+
+
+def _combined(weights, slopes):
+    """`[block, lanes, slopes]` times slopes of the lanes."""
+    dtype = slopes[0].dtype
+    columns = [
+        tf.reshape(w, tf.concat([tf.shape(w), [1] * (slopes[0].shape.rank - 1)], 0))
+        for w in tf.unstack(tf.cast(weights, dtype), len(slopes), -1)
+    ]
+    total = columns[0] * slopes[0]
+    for w, slope in zip(columns[1:], slopes[1:]):
+        total = total - (-w) * slope
+    return total
+
+
+def _flat(row, values):
+    """Rows of `[block, lanes]`, and what is written there, with one axis in place of two."""
+    lanes = tf.shape(row)[1]
+    index = tf.reshape(row * lanes + tf.range(lanes), [-1])
+    flat = tf.reshape(values, tf.concat([[-1], tf.shape(values)[2:]], 0))
+    size = None if None in row.shape else row.shape.num_elements()
+    return index, tf.ensure_shape(flat, [size, *values.shape[2:]])
+
+
+class _LaneWithin:
+    """The cotangents of `LaneInterpolatedOutputs`, step by step.
+
+    The last slope of a lane's last step is evaluated by itself, see `Sweep`: what that gives the
+    step's start and size is told by `with_end`.
+    """
+
+    last_time = None
+
+    def __init__(self, outputs, grid, accepted, cotangents, rates, end=None):
+        self._outputs, self._grid, self._cotangents = outputs, grid, cotangents
+        self._accepted, self._rates, self._end = accepted, rates, end
+
+    def with_end(self, start, step):
+        """The same with more for the start and the size of the last step of each lane."""
+        return _LaneWithin(
+            self._outputs, self._grid, self._accepted, self._cotangents, self._rates, (start, step)
+        )
+
+    @property
+    def rates(self):
+        return [self._rates]
+
+    def wanted(self, n):
+        """Whether some lane has something inside of step n."""
+        begin, end = self._span(n)
+        return tf.reduce_any(begin < end)
+
+    def _span(self, n):
+        active = tf.logical_and(n >= 0, n < self._accepted)
+        begin = self._outputs.firsts(self._grid.start(tf.maximum(n, 0)))
+        following = self._outputs.firsts(self._grid.start(tf.maximum(n + 1, 0)))
+        end = tf.where(n < self._accepted - 1, following, self._outputs.ends)
+        return begin, tf.where(active, end, begin)
+
+    def of_step(self, n):
+        """`StepCotangents` of step n, a number or one for each lane; of none for n = -1."""
+        begin, end = self._span(n)
+        k = tf.maximum(n, 0)
+        found = self._outputs.cotangents_of(
+            self._grid.start(k), self._grid.size(k), begin, end, self._cotangents, self._rates
+        )
+        if self._end is None:
+            return found
+        last = tf.equal(n, self._accepted - 1)
+        start, step = (tf.where(last, x, tf.zeros_like(x)) for x in self._end)
+        return found._replace(start=found.start + start, step=found.step + step)
