@@ -25,7 +25,7 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.layers import ODELayer, RescaledTime
+from tfsymadj.layers import ODELayer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -56,16 +56,14 @@ def observe(days, random):
 
 
 def sequences(days, observed, backward):
-    """Values and gaps, (days, MOST, 2), and which entries are no padding, (days, MOST).
-
-    The gap of an entry is the time from the entry before it; read backward, the time that is left
-    to the next one. In both cases the gaps sum up to the distance from midnight.
+    """Values, their times and those of the entries before them, (days, MOST, 3), midnight for the
+    first, and which entries are no padding, (days, MOST).
     """
     order = np.argsort(~observed, 1, kind="stable")[:, :MOST]
     mask = np.take_along_axis(observed, order, 1)
-    values = np.take_along_axis(days, order, 1)
-    gaps = np.diff(TIMES[order], prepend=0.0, axis=1)
-    x = np.stack([values, gaps], -1).astype("float32") * mask[..., None]
+    values, times = np.take_along_axis(days, order, 1), TIMES[order]
+    earlier = np.pad(times[:, :-1], [(0, 0), (1, 0)])
+    x = np.stack([values, times, earlier], -1).astype("float32") * mask[..., None]
     return (x[:, ::-1], mask[:, ::-1]) if backward else (x, mask)
 
 
@@ -76,22 +74,23 @@ class ODERNNCell(keras.Layer):
         super().__init__(**kwargs)
         self.units = self.state_size = self.output_size = units
         layers = [keras.layers.Dense(hidden, "tanh"), keras.layers.Dense(units)]
-        dynamics = RescaledTime(keras.Sequential([keras.Input((units,)), *layers]))
-        self.evolve = ODELayer(dynamics, method="heun", num_steps=2)
+        dynamics = keras.Sequential([keras.Input((units,)), *layers])
+        self.evolve = ODELayer(dynamics, method="heun", num_steps=2, batch_axis=0)
         self.update = keras.layers.GRUCell(units)
 
     def build(self, shape):
-        self.update.build((*shape[:-1], shape[-1] - 1))
-        self.evolve(tf.zeros([1, self.units]), args=tf.zeros([1]))
+        self.update.build((*shape[:-1], 1))
+        self.evolve(tf.zeros([1, self.units]), t=tf.zeros([1, 2]))
 
     def call(self, inputs, states):
-        _, (state,) = self.update(inputs[:, :-1], states)
-        state = self.evolve(state, args=-inputs[:, -1])
+        _, (state,) = self.update(inputs[:, :1], states)
+        # Each day from its own time to its own; where both are zero, in padding, no step is taken.
+        state = self.evolve(state, t=inputs[:, 1:])
         return state, [state]
 
 
 def build_latent_ode(units=24, hidden=28, latent=8):
-    x, mask = keras.Input((MOST, 2)), keras.Input((MOST,), dtype="bool")
+    x, mask = keras.Input((MOST, 3)), keras.Input((MOST,), dtype="bool")
     layers = [keras.layers.Dense(2 * hidden, "tanh"), keras.layers.Dense(latent)]
     dynamics = keras.Sequential([keras.Input((latent,)), *layers])
     state = keras.layers.RNN(ODERNNCell(units, hidden))(x, mask=mask)
@@ -102,8 +101,8 @@ def build_latent_ode(units=24, hidden=28, latent=8):
     return keras.Model([x, mask], keras.layers.Reshape((HOURS,))(outputs), name="latent_ode")
 
 
-def build_gru(units=22, hidden=44):
-    x, mask = keras.Input((MOST, 2)), keras.Input((MOST,), dtype="bool")
+def build_gru(units=22, hidden=42):
+    x, mask = keras.Input((MOST, 3)), keras.Input((MOST,), dtype="bool")
     state = keras.layers.GRU(units)(x, mask=mask)
     states = keras.layers.RepeatVector(HOURS)(state)
     times = keras.layers.Lambda(lambda s: tf.zeros_like(s[..., :1]) + TIMES[:, None])(states)

@@ -320,6 +320,40 @@ def test_failures_raise_and_gradients_are_nan():
     assert np.isnan(tape.gradient(solution.y, y0))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(batch_axis=0, **ADAPTIVE),
+        slow(dict(jumps=[0.3, 0.5], **ADAPTIVE)),
+        slow(dict(event=Event(lambda t, y: y[0, 0] - 5.0), **ADAPTIVE)),
+        slow(dict(batch_axis=0, jumps=[0.3], **ADAPTIVE)),
+        slow(dict(batch_axis=0, gradient=SymplecticAdjoint(11), **ADAPTIVE)),
+        slow(dict(gradient=SymplecticAdjoint(11), **ADAPTIVE)),
+        slow(dict(dense=True, **ADAPTIVE)),
+        slow(FIXED),
+    ],
+    ids=str,
+)
+def test_other_numbers_are_no_other_code(options):
+    weight = tf.Variable(np.random.default_rng(0).normal(size=(3, 3)))
+
+    def gradient(y0, t):
+        with tf.GradientTape() as tape:
+            tape.watch([y0, t])
+            solution = tfsymadj.solve(lambda t, y: tf.tanh(y @ weight), y0, t, **options)
+            states = solution.event.y if "event" in options else solution.y
+            value = tf.reduce_sum(states**2)
+        return tape.gradient(value, [y0, t, weight])
+
+    compiled = tf.function(gradient, jit_compile=True)
+    y0, t, code = np.ones((2, 3)), np.array([0.0, 0.4, 1.0]), []
+    for factor in (1.0, 1.25):
+        weight.assign(factor * weight)
+        inputs = tf.constant(factor * y0), tf.constant(factor * t)
+        code.append(compiled.experimental_get_compiler_ir(*inputs)(stage="hlo"))
+    assert code[0] == code[1]
+
+
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_what_can_not_be_compiled(mode):
     def dynamics(t, y):

@@ -155,9 +155,14 @@ def only_where(condition, xs):
 
 
 def entry(table, index):
-    """`table[index]`, or of each lane the entry of its own: of a table with a column for each."""
+    """`table[index]`, or of each lane the entry of its own: of a table with a column for each.
+
+    XLA compiles `table[index]` anew for each value that the index depends on, outside of loops and
+    at their start: it wants it as a constant.
+    """
+    index = tf.convert_to_tensor(index)
     if index.shape.rank == 0:
-        return table[index]
+        return tf.gather(table, index)
     count = tf.shape(table)[1]
     flat = tf.reshape(table, tf.concat([[-1], tf.shape(table)[2:]], 0))
     found = tf.gather(flat, index * count + tf.range(count))

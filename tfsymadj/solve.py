@@ -385,7 +385,7 @@ def _assert_success(solution, time):
         failed = tf.not_equal(found, int(Status.SUCCESS))
         first = tf.argmax(tf.cast(failed, tf.int32), output_type=tf.int32)
         number = tf.reduce_sum(tf.cast(failed, tf.int32))
-        found, time = found[first], time[first]
+        found, time = tf.gather(found, first), tf.gather(time, first)
         which = ["of example", first, "the first that failed of", number]
     checks = [
         tf.debugging.Assert(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfsymadj.arithmetic import entry
 from tfsymadj.checkpoints import buffers
 from tfsymadj.checkpoints.recording import Recording
 
@@ -231,14 +232,14 @@ class _Budget(Recording):
         slots, order, positions, depth = held
         table = self._table()
         # The state of the segment after this one has had its turn.
-        depth = depth - tf.cast(positions[depth] > segment, tf.int32)
-        ys = [tf.ensure_shape(c[order[depth]], y.shape) for c, y in zip(slots, like)]
+        depth = depth - tf.cast(entry(positions, depth) > segment, tf.int32)
+        ys = [tf.ensure_shape(entry(c, entry(order, depth)), y.shape) for c, y in zip(slots, like)]
 
         def body(position, ys, slots, positions, depth):
-            push = position > positions[depth]
+            push = position > entry(positions, depth)
             depth = depth + tf.cast(push, tf.int32)
             positions = tf.where(tf.equal(tf.range(self.rows), depth), position, positions)
-            row = tf.where(push, order[depth], self.rows)
+            row = tf.where(push, entry(order, depth), self.rows)
             slots = [buffers.replace_row(c, row, y) for c, y in zip(slots, ys)]
             end = position + _split(segment + 1 - position, self.rows - depth, table)
             return end, advance(position, end, ys), slots, positions, depth
@@ -246,7 +247,7 @@ class _Budget(Recording):
         _, ys, slots, positions, depth = tf.while_loop(
             lambda position, *_: position < segment,
             body,
-            (positions[depth], ys, slots, positions, depth),
+            (entry(positions, depth), ys, slots, positions, depth),
             parallel_iterations=1,
             # Each iteration but the first takes another slot; from the last one it arrives.
             maximum_iterations=self.rows + 1,

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfsymadj.arithmetic import entry
+
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
@@ -66,7 +68,9 @@ class Recording:
         Returns:
             `(ys, held)`.
         """
-        return [tf.ensure_shape(c[segment], y.shape) for c, y in zip(checkpoints, like)], held
+        return [
+            tf.ensure_shape(entry(c, segment), y.shape) for c, y in zip(checkpoints, like)
+        ], held
 
     def num_advanced(self, num_accepted):
         """How many steps `restore` will advance in all, int32."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfsymadj.arithmetic import entry
 from tfsymadj.checkpoints import buffers
 from tfsymadj.checkpoints.recording import Recording
 
@@ -116,7 +117,9 @@ class Ring:
     def of_step(self, rows, n, like):
         """Callable from i to the value i of step n."""
         row = n % self._ring
-        return lambda i: [tf.ensure_shape(r[row, i], y.shape) for r, y in zip(rows, like)]
+        return lambda i: [
+            tf.ensure_shape(tf.gather_nd(r, [row, i]), y.shape) for r, y in zip(rows, like)
+        ]
 
 
 class LaneRing:
@@ -137,7 +140,7 @@ class LaneRing:
             found = []
             for r, y in zip(rows, like):
                 r = tf.reshape(r, tf.concat([[-1], tf.shape(y)[:1], tf.shape(r)[1:]], 0))
-                found.append(tf.ensure_shape(r[row, :, i], y.shape))
+                found.append(tf.ensure_shape(tf.gather(entry(r, row), i, axis=1), y.shape))
             return self._resting(n, found)
 
         return value

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsymadj import _platform
-from tfsymadj.arithmetic import EPSILON, accumulator
+from tfsymadj.arithmetic import EPSILON, accumulator, entry
 from tfsymadj.dynamics.closing import Sources, apart
 from tfsymadj.loop.failures import is_success, nan_where
 from tfsymadj.methods.extension import Extension
@@ -123,7 +123,7 @@ def _corrected(last, watch, t, index, slope):
     size = tf.abs(last.mark.h)
     earlier = None
     for _ in range(_CORRECTIONS):
-        value = watch.values(t, last.step_to(t))[index]
+        value = entry(watch.values(t, last.step_to(t)), index)
         here = tf.stop_gradient(t), tf.stop_gradient(value)
         if earlier is not None:
             moved, changed = here[0] - earlier[0], here[1] - earlier[1]
@@ -198,7 +198,7 @@ def _on_extension(last, problem, mark):
     )
     ahead = tf.where(mark.crossed, bracket.b, mark.bracket[1] + h) * tf.sign(h)
     index = tf.argmin(ahead, output_type=tf.int32)
-    root = tf.stop_gradient(bracket.b[index])
+    root = tf.stop_gradient(entry(bracket.b, index))
     return root, index, tf.stop_gradient(_slope(values, count, root, h, index))
 
 
@@ -207,7 +207,7 @@ def _slope(values, count, root, h, index):
     slopes = []
     for distance in (1e-2, 1e-3):
         before, after = (values(tf.fill([count], root + d * h)) for d in (-distance, distance))
-        slopes.append((after - before)[index] / (2.0 * distance * h))
+        slopes.append(entry(after - before, index) / (2.0 * distance * h))
     wide, narrow = slopes
     agree = tf.abs(narrow - wide) <= 0.5 * tf.abs(narrow)
     return tf.where(agree, narrow, tf.zeros_like(narrow))

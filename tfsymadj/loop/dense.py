@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import inner
+from tfsymadj.arithmetic import entry, inner
 from tfsymadj.checkpoints import buffers
 from tfsymadj.loop.outputs import StepCotangents, StepOutputs
 
@@ -89,11 +89,11 @@ class _Rows:
         k, proper = tf.maximum(n, 0), n >= 0
 
         def row(x):
-            return tf.where(proper, x[k], tf.zeros([], x.dtype))
+            return tf.where(proper, entry(x, k), tf.zeros([], x.dtype))
 
         slopes = [row(x) for x in self._cotangents]
         # Those that `Method.adjoint` gets are proportional to the step's size, these are not.
-        step = -inner(slopes, [x[k] for x in self._slopes]) / self._grid.size(k)
+        step = -inner(slopes, [entry(x, k) for x in self._slopes]) / self._grid.size(k)
         # The states count as ends of steps.
         return StepCotangents(slopes, [tf.zeros_like(x[0]) for x in slopes], row(self._times), step)
 

@@ -42,23 +42,23 @@ class Grid(NamedTuple):
 
     def start(self, n):
         """The time before step n."""
-        return self.t[n]
+        return entry(self.t, n)
 
     def size(self, n):
         """The step n."""
-        return self.h[n]
+        return entry(self.h, n)
 
     def interval_of(self, n):
         """The interval of step n, int32."""
-        return tf.cast(self.interval[n], tf.int32)
+        return tf.cast(entry(self.interval, n), tf.int32)
 
     def arrives(self, n):
         """Whether step n ends at a stop."""
-        return tf.not_equal(self.hits_end[n], 0.0)
+        return tf.not_equal(entry(self.hits_end, n), 0.0)
 
     def fractions(self, n):
         """`time_fraction` and `step_fraction` of step n."""
-        return self.time_fraction[n], self.step_fraction[n]
+        return entry(self.time_fraction, n), entry(self.step_fraction, n)
 
 
 class LaneGrid:
@@ -79,8 +79,7 @@ class LaneGrid:
         self._accepted, self._rest = accepted, rest
 
     def _field(self, n, i, otherwise=None):
-        row = self._rows[n] if isinstance(n, int) or n.shape.rank == 0 else entry(self._rows, n)
-        active, found = n < self._accepted, row[:, i]
+        active, found = n < self._accepted, entry(self._rows, n)[:, i]
         return tf.where(active, found, tf.zeros_like(found) if otherwise is None else otherwise)
 
     def start(self, n):

@@ -428,7 +428,8 @@ class _Loop:
             other = tf.argmax(tf.cast(fine, tf.int32), output_type=tf.int32)
             accepted = tf.where(fine, accepted, 0)
             rest = tf.nest.map_structure(
-                lambda x: select(fine, [x], [tf.broadcast_to(x[other], tf.shape(x))])[0], c.rest[0]
+                lambda x: select(fine, [x], [tf.gather(x, other + tf.zeros_like(accepted))])[0],
+                c.rest[0],
             )
         return Record(self._grid.read(c.grid[0], accepted, rest), c.kept, rates, c.ys, c.t, rest)
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import inner, select_rows
+from tfsymadj.arithmetic import entry, inner, select_rows
 from tfsymadj.checkpoints import buffers
 from tfsymadj.loop.failures import nan_where
 from tfsymadj.methods.extension import Extension
@@ -143,7 +143,7 @@ class StopOutputs:
             return adjoints
         ends, m = grid.arrives(n), grid.interval_of(n)
         return [
-            a + tf.where(ends, g[m + 1], tf.zeros([], g.dtype))
+            a + tf.where(ends, entry(g, m + 1), tf.zeros([], g.dtype))
             for a, g in zip(adjoints, cotangents)
         ]
 
@@ -200,7 +200,7 @@ class StepOutputs:
     def add_cotangents(self, adjoints, cotangents, grid, n, accepted):
         inside = n + 1 < accepted  # the last step's is there already
         return [
-            a + tf.where(inside, g[n + 1], tf.zeros([], g.dtype))
+            a + tf.where(inside, entry(g, n + 1), tf.zeros([], g.dtype))
             for a, g in zip(adjoints, cotangents)
         ]
 

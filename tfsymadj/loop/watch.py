@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import epsilon, select
+from tfsymadj.arithmetic import entry, epsilon, select
 from tfsymadj.methods.extension import Extension
 
 #: A root nearer to the start than so many roundings of the time is that of the start.
@@ -154,7 +154,7 @@ class Lookout:
         mark = Mark(
             found=tf.logical_or(found, before.found),
             stopped=stopped,
-            crossed=crossed[first],
+            crossed=entry(crossed, first),
             bracket=tf.gather(self._departed(tf.stack(times)), [first, first + 1]),
             number=number,
             interval=interval,

@@ -140,7 +140,7 @@ class ExplicitRungeKutta(Method):
         _, _, sums, times = repeated(
             count - begin,
             body,
-            ([w[begin] for w in weights], weights, sums, times),
+            ([tf.gather(w, begin) for w in weights], weights, sums, times),
             "adjoint_of_stages",
             bound=count,
         )
