@@ -4,10 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .oldest
 PEERS := .peers
+BUILD := .build
+DOCS := .docs
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-slow test-oldest lint format benchmarks benchmark-peers gpu-check clean
+.PHONY: help venv demo test test-unit test-slow test-oldest lint format dist docs docs-serve docs-test benchmarks \
+	benchmark-peers gpu-check clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -63,6 +66,14 @@ format: venv  ## Format the code, and mend what can be mended automatically.
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+$(BUILD)/.stamp:
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install build twine
+	touch $@
+
+dist: $(BUILD)/.stamp  ## Build wheel and sdist twice, compare and check them, and try the wheel without extras.
+	$(BUILD)/bin/python tools/check_dist.py
+
 benchmarks: venv  ## Measure time, memory and exactness of the gradients.
 	$(BIN)/python benchmarks/gradient_cost.py --modes graph XLA eager --output docs
 	$(BIN)/python benchmarks/scaling.py --output docs
@@ -86,5 +97,5 @@ gpu-check: venv  ## On a machine with a GPU: the tests that matter there, and th
 	$(BIN)/python benchmarks/gpu_check.py --output docs
 
 clean:  ## Remove the environment, caches and outputs.
-	rm -rf $(VENV) $(OLDEST) $(PEERS) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PEERS) $(BUILD) $(DOCS) build dist site out *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
