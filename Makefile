@@ -74,6 +74,26 @@ $(BUILD)/.stamp:
 dist: $(BUILD)/.stamp  ## Build wheel and sdist twice, compare and check them, and try the wheel without extras.
 	$(BUILD)/bin/python tools/check_dist.py
 
+$(DOCS)/.stamp: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -e '.[docs]'
+	touch $@
+
+# Without messages of TensorFlow, and of the theme about its future.
+MKDOCS := TF_CPP_MIN_LOG_LEVEL=3 NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs
+
+docs: $(DOCS)/.stamp  ## Build the site in site/; check spelling, workflows, links and anchors.
+	$(DOCS)/bin/codespell
+	$(DOCS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(MKDOCS) build --strict
+	$(DOCS)/bin/python tools/check_site.py site
+
+docs-serve: $(DOCS)/.stamp  ## Serve the site at http://127.0.0.1:8000, built anew when a file changes.
+	$(MKDOCS) serve
+
+docs-test: docs  ## Open each page of the site in Chromium, on a desktop and on a phone.
+	$(DOCS)/bin/python tools/check_in_browser.py --screenshots out/site
+
 benchmarks: venv  ## Measure time, memory and exactness of the gradients.
 	$(BIN)/python benchmarks/gradient_cost.py --modes graph XLA eager --output docs
 	$(BIN)/python benchmarks/scaling.py --output docs

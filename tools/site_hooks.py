@@ -35,6 +35,8 @@ def on_config(config):
     config.copyright = f"tfsymadj {tfsymadj.__version__}, Apache-2.0, the tfsymadj authors"
     for name in tfsymadj.__all__:
         show_decorated(getattr(tfsymadj, name))
+    if (ROOT / "docs" / "gpu.md").exists():  # where `make gpu-check` was run
+        config.nav[-1]["Project"].insert(1, {"On a GPU": "gpu.md"})
     return config
 
 
@@ -86,7 +88,7 @@ def with_data(text):
         if line.startswith("|"):
             rows.append([cell.strip() for cell in line.strip("|").split("|")])
         elif rows:
-            if any(re.search(r"\d", cell) for row in rows[2:] for cell in row[1:]):
+            if any(re.match(r"[\d.]", cell) for row in rows[2:] for cell in row[1:]):
                 number = sum(name.startswith(section) for name in tables) + 1
                 name = f"{section}_{number}.csv"
                 tables[name] = as_csv([rows[0], *rows[2:]])

@@ -8,10 +8,11 @@ if (location.protocol === "file:") {
       frame.hidden = true;
       document.body.appendChild(frame);
       const inside = frame.contentWindow;
+      const base = new URL(url, location.href);
       const load = (source) =>
         new Promise((loaded, failed) => {
           const script = inside.document.createElement("script");
-          script.src = new URL(source, url).href;
+          script.src = new URL(source, base).href;
           script.onload = loaded;
           script.onerror = failed;
           inside.document.body.appendChild(script);
@@ -20,7 +21,7 @@ if (location.protocol === "file:") {
         sources.reduce((before, source) => before.then(() => load(source)), Promise.resolve());
       inside.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }));
       this.inside = inside;
-      this.ready = load(url);
+      this.ready = load(base);
     }
 
     postMessage(data) {
