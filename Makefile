@@ -82,9 +82,14 @@ $(DOCS)/.stamp: pyproject.toml
 # Without messages of TensorFlow, and of the theme about its future.
 MKDOCS := TF_CPP_MIN_LOG_LEVEL=3 NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs
 
+SCHEMA := $(DOCS)/bin/check-jsonschema --builtin-schema vendor.
+
 docs: $(DOCS)/.stamp  ## Build the site in site/; check spelling, workflows, links and anchors.
 	$(DOCS)/bin/codespell
-	$(DOCS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA)github-workflows .github/workflows/*.yml
+	$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/*_re*.yml
+	$(SCHEMA)github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(SCHEMA)citation-file-format CITATION.cff
 	$(MKDOCS) build --strict
 	$(DOCS)/bin/python tools/check_site.py site
 
