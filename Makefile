@@ -9,7 +9,7 @@ DOCS := .docs
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-slow test-oldest lint format dist docs docs-serve docs-test benchmarks \
+.PHONY: help venv demo test test-unit test-slow test-oldest lint format dist docs docs-serve docs-test notebooks benchmarks \
 	benchmark-peers gpu-check clean
 
 help:  ## List the targets.
@@ -92,6 +92,9 @@ docs: $(DOCS)/.stamp  ## Build the site in site/; check spelling, workflows, lin
 	$(SCHEMA)citation-file-format CITATION.cff
 	$(MKDOCS) build --strict
 	$(DOCS)/bin/python tools/check_site.py site
+
+notebooks: venv  ## Run the scripts that the site's notebooks are made of, and draw their pictures.
+	$(BIN)/python tools/notebooks.py --run
 
 docs-serve: $(DOCS)/.stamp  ## Serve the site at http://127.0.0.1:8000, built anew when a file changes.
 	$(MKDOCS) serve

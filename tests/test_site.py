@@ -1,7 +1,11 @@
 """The site's sources: what `make docs` would find too, without its tools."""
 
+import json
 import pathlib
 import re
+import subprocess
+import sys
+import tempfile
 
 import pytest
 
@@ -18,6 +22,8 @@ TEXTS = [
 ]
 #: Pages that are made of texts outside of `docs`.
 GENERATED = {"benchmarks.md", "changelog.md", "contributing.md", "examples.md"}
+SCRIPTS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
+GENERATED |= {f"notebooks/{path.stem}.md" for path in SCRIPTS}
 
 
 def public_names():
@@ -59,6 +65,43 @@ def test_every_page_is_in_the_navigation():
     docs = ROOT / "docs"
     there = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
     assert sorted(named) == sorted((there - {"gpu.md"}) | GENERATED)
+
+
+def notebook_of(path):
+    command = [sys.executable, ROOT / "tools" / "notebooks.py", "--output"]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*command, folder], check=True)
+        return json.loads((pathlib.Path(folder) / f"{path.stem}.ipynb").read_text("utf-8"))
+
+
+def code_of(text):
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_notebooks_are_their_scripts(path):
+    cells = notebook_of(path)["cells"]
+    assert [cell["cell_type"] for cell in cells[:2]] == ["markdown", "code"]
+    assert cells[0]["source"][0].startswith("# ")
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code_of("\n".join(code)) == code_of(path.read_text("utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_notebooks_run(path, tmp_path, monkeypatch):
+    """Cell by cell, in a process of its own, as a reader runs them."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cells = notebook_of(path)["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    # By lines of files, since AutoGraph reads the source of functions.
+    program = tmp_path / "program.py"
+    program.write_text("\n\n".join(code), "utf-8")
+    subprocess.run([sys.executable, program], check=True, cwd=tmp_path, timeout=300)
+    picture = tmp_path / f"{path.stem}.png"
+    assert picture.stat().st_size > 5_000
+    assert (path.parent / picture.name).exists()
 
 
 def anchors_of(path):

@@ -3,6 +3,7 @@
 import inspect
 import pathlib
 import re
+import sys
 
 import jupyter_server_mathjax
 import yaml
@@ -11,6 +12,9 @@ from mkdocs.structure.files import File
 import tfsymadj
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+from notebooks import FOLDER, as_notebook, as_page  # noqa: E402 - beside this file
+
 MATHJAX = pathlib.Path(jupyter_server_mathjax.__file__).parent / "static"
 #: Parts of MathJax that no page asks for.
 UNUSED = ("localization", "jax/output/SVG", "extensions/a11y", "fonts/HTML-CSS/STIX-Web/otf")
@@ -55,6 +59,10 @@ def on_files(files, config):
             for name, rows in tables.items():
                 files.append(File.generated(config, f"data/{name}", content=rows))
         files.append(File.generated(config, page, content=content))
+    for path in sorted(FOLDER.glob("*.py")):
+        script, name = path.read_text(encoding="utf-8"), f"notebooks/{path.stem}"
+        files.append(File.generated(config, f"{name}.md", content=as_page(script, path.stem)))
+        files.append(File.generated(config, f"{name}.ipynb", content=as_notebook(script)))
     citation = (ROOT / "CITATION.cff").read_text()
     files.append(File.generated(config, "CITATION.cff", content=citation))
     yaml.safe_load(citation)  # a file that is offered should be one
