@@ -136,6 +136,21 @@ def check(site, browser, screenshots):
     return problems + watched.problems, len(names)
 
 
+def browser_of(playwright):
+    """The program of a browser on the path, or of the one that playwright has downloaded."""
+    for name in BROWSERS:
+        if shutil.which(name):
+            return shutil.which(name)
+    own = playwright.chromium.executable_path
+    if pathlib.Path(own).exists():
+        return own
+    sys.exit(
+        "No browser was found. Install Chromium (`apt-get install chromium`, `brew install "
+        "chromium`), let playwright do it (`.docs/bin/playwright install chromium`), or name one: "
+        "`.docs/bin/python tools/check_in_browser.py --browser PATH`."
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--site", type=pathlib.Path, default=ROOT / "site")
@@ -143,16 +158,10 @@ def main():
     parser.add_argument("--screenshots", type=pathlib.Path, help="the folder to write them to")
     arguments = parser.parse_args()
 
-    program = arguments.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        sys.exit(
-            "No browser was found. Install Chromium (`apt-get install chromium`, `brew install "
-            "chromium`), or name one by --browser PATH; `.docs/bin/playwright install chromium` "
-            "downloads one."
-        )
     if not (arguments.site / "index.html").exists():
         sys.exit(f"There is no site in {arguments.site}: run `make docs` first.")
     with sync_playwright() as playwright:
+        program = arguments.browser or browser_of(playwright)
         # As root, in containers, there is no sandbox.
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         problems, count = check(arguments.site.resolve(), browser, arguments.screenshots)
