@@ -4,10 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .oldest
 PEERS := .peers
+BUILD := .build
+DOCS := .docs
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-slow test-oldest lint format benchmarks benchmark-peers gpu-check clean
+.PHONY: help venv demo test test-unit test-slow test-oldest lint format dist docs docs-serve docs-test notebooks benchmarks \
+	benchmark-peers gpu-check clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -63,6 +66,42 @@ format: venv  ## Format the code, and mend what can be mended automatically.
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+$(BUILD)/.stamp:
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install build twine
+	touch $@
+
+dist: $(BUILD)/.stamp  ## Build wheel and sdist twice, compare and check them, and try the wheel without extras.
+	$(BUILD)/bin/python tools/check_dist.py
+
+$(DOCS)/.stamp: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -e '.[docs]'
+	touch $@
+
+# Without messages of TensorFlow, and of the theme about its future.
+MKDOCS := TF_CPP_MIN_LOG_LEVEL=3 NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs
+
+SCHEMA := $(DOCS)/bin/check-jsonschema --builtin-schema vendor.
+
+docs: $(DOCS)/.stamp  ## Build the site in site/; check spelling, workflows, links and anchors.
+	$(DOCS)/bin/codespell
+	$(SCHEMA)github-workflows .github/workflows/*.yml
+	$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/*_re*.yml
+	$(SCHEMA)github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(SCHEMA)citation-file-format CITATION.cff
+	$(MKDOCS) build --strict
+	$(DOCS)/bin/python tools/check_site.py site
+
+notebooks: venv  ## Run the scripts that the site's notebooks are made of, and draw their pictures.
+	$(BIN)/python tools/notebooks.py --run
+
+docs-serve: $(DOCS)/.stamp  ## Serve the site at http://127.0.0.1:8000, built anew when a file changes.
+	$(MKDOCS) serve
+
+docs-test: docs  ## Open each page of the site in Chromium, on a desktop and on a phone.
+	$(DOCS)/bin/python tools/check_in_browser.py --screenshots out/site
+
 benchmarks: venv  ## Measure time, memory and exactness of the gradients.
 	$(BIN)/python benchmarks/gradient_cost.py --modes graph XLA eager --output docs
 	$(BIN)/python benchmarks/scaling.py --output docs
@@ -86,5 +125,5 @@ gpu-check: venv  ## On a machine with a GPU: the tests that matter there, and th
 	$(BIN)/python benchmarks/gpu_check.py --output docs
 
 clean:  ## Remove the environment, caches and outputs.
-	rm -rf $(VENV) $(OLDEST) $(PEERS) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PEERS) $(BUILD) $(DOCS) build dist site out *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,7 @@
 """The package's names."""
 
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -41,3 +43,8 @@ def test_modules_of_before():
 
     assert Proposal is tfsymadj.Proposal is tfsymadj.controllers.Proposal
     assert METHODS is tfsymadj.METHODS is tfsymadj.tableaus.METHODS
+
+
+def test_citation_has_the_version():
+    text = (pathlib.Path(__file__).parents[1] / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.*)$", text, re.MULTILINE) == [tfsymadj.__version__]
