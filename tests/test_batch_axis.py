@@ -116,7 +116,7 @@ METHODS = [
     slow(dict(method="rk4", num_steps=3)),
     dict(method="heun", step_size=0.17),
     slow(dict(method="bosh3", **ADAPTIVE)),
-    dict(method="dop853", **ADAPTIVE),
+    slow(dict(method="dop853", **ADAPTIVE)),
     slow(dict(method="tsit5", **ADAPTIVE)),
     slow(dict(method="fehlberg45", **ADAPTIVE)),
     slow(dict(method="dopri5", num_steps=2)),
@@ -154,7 +154,7 @@ def test_modes_agree(mode):
     assert relative_error(found, expected) < FLOAT64
 
 
-@pytest.mark.parametrize("num_times", [2, 4])
+@pytest.mark.parametrize("num_times", [slow(2), 4])
 def test_sizes_may_be_unknown_when_the_solve_is_traced(num_times):
     rates, weights = tf.constant(RATES, tf.float64), variables()
     t = OWN[:, [0, 3]] if num_times == 2 else OWN
@@ -183,7 +183,7 @@ def states(y0):
     return {"y": y0, "z": z0, "length": tf.zeros([len(RATES)], tf.float64)}
 
 
-@pytest.mark.parametrize("checkpoints", ["auto", 11, slow("steps"), slow("stages")])
+@pytest.mark.parametrize("checkpoints", [slow("auto"), 11, slow("steps"), slow("stages")])
 def test_states_may_be_nests(checkpoints):
     rates, weight = tf.constant(RATES, tf.float64), tf.Variable([[0.3, 1.0], [-1.0, 0.2]])
 
@@ -296,6 +296,15 @@ def test_an_example_that_fails_leaves_the_others_alone(gradient, outputs, mode):
     _, (dy0, _, dweight) = solve(rates, 0, [0, 1, 2, 3])
     assert np.isnan(dy0[1]).all() and np.isnan(dy0[3]).all() and np.isnan(dweight)
     assert np.isfinite(tf.gather(dy0, [0, 2])).all()
+
+
+def test_repr():
+    rates = tf.constant([0.5, 3.0], tf.float64)
+    y0 = tf.ones([2, 1], tf.float64)
+    solution = tfsymadj.solve(
+        blow_up, y0, [0.0, 1.0], args=(rates,), batch_axis=0, on_failure="status"
+    )
+    assert repr(solution).startswith("<Solution: 1 of 2 examples a success, y: float64 (2, 2, 1)")
 
 
 def test_the_message_tells_which_example_failed_first():

@@ -59,7 +59,7 @@ MESSAGES = {
 
 
 class Stats(NamedTuple):
-    """Counts of one solve, int32 scalars.
+    """Counts of one solve, int32 scalars; with `batch_axis` vectors, one number for each example.
 
     Attributes:
         num_steps: steps attempted, `num_accepted + num_rejected`.
@@ -71,7 +71,7 @@ class Stats(NamedTuple):
             an adaptive continuous adjoint, which can't be planned.
         num_states: how many states are held for the gradient at most at any time, those of steps
             and of stages together, as planned; 0 where none are (`"backprop"`, which holds
-            activations, `"baseline"` and the continuous adjoint).
+            activations, `"baseline"` and the continuous adjoint); always a scalar.
     """
 
     num_steps: tf.Tensor
@@ -153,13 +153,13 @@ class Solution(NamedTuple):
     """The solution of an initial value problem.
 
     Attributes:
-        t: the times, shape `(len(t),)`, float64.
+        t: the times, float64, of the shape of `t`.
         y: the states at these times: the nest of `y0`, each tensor with a leading axis `len(t)`.
-        status: int32 scalar, a value of `Status`.
+        status: a value of `Status`, int32 scalar; with `batch_axis` a vector.
         stats: `Stats`.
         event: `Occurrence`; `()`, which holds no tensors, without an `event` to look for.
         interpolant: `Interpolant`; `()` unless `dense`.
-        success: whether the solve reached the last time, a boolean scalar.
+        success: whether the solve reached the last time, boolean, of the shape of `status`.
     """
 
     t: tf.Tensor
@@ -178,6 +178,12 @@ class Solution(NamedTuple):
         states = states if isinstance(states, str) else repr(states).replace("'", "")
         if not tf.executing_eagerly() or tf.is_symbolic_tensor(self.status):
             return f"<Solution: y: {states}>"
+        if self.status.shape.rank:
+            done, most = int(tf.reduce_sum(tf.cast(self.success, tf.int32))), self.stats.num_steps
+            return (
+                f"<Solution: {done} of {tf.size(self.status)} examples a success, y: {states}, "
+                f"up to {int(tf.reduce_max(most))} steps>"
+            )
         stats = Stats(*(int(n) for n in self.stats))
         return (
             f"<Solution: {Status(int(self.status))}, t from {float(self.t[0]):g} to "

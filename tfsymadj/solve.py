@@ -43,11 +43,11 @@ def solve(
         y0: the initial state: a tensor or any nest of tensors, floating or complex. A list of
             numbers is an array. In half precision only the dynamics get it, the solver holds it in
             float32.
-        t: 1-D, at least two entries, strictly increasing or decreasing: the times at which the
-            solution is returned, kept in float64; how the solver gets there: see `outputs`. Where
-            the dynamics can't tell them apart in the dtype of the state, as times in seconds since
-            1970 in float32, a warning says so: solve over `t - t[0]`, and add `t[0]` in the
-            dynamics, from a float64 tensor in `args`.
+        t: 1-D, or with `batch_axis` a row for each example, at least two entries, strictly
+            increasing or decreasing: the times at which the solution is returned, kept in float64;
+            how the solver gets there: see `outputs`. Where the dynamics can't tell them apart in
+            the dtype of the state, as times in seconds since 1970 in float32, a warning says so:
+            solve over `t - t[0]`, and add `t[0]` in the dynamics, from a float64 tensor in `args`.
         args: nest of tensors; a tuple or list is passed as positional arguments. Numbers of Python
             get the real dtype of the state, arrays and tensors keep theirs.
         **options: those of `Options`: `method`, tolerances or steps, `gradient` and the like.
@@ -177,13 +177,13 @@ def _solve(
     Args:
         dynamics: callable that returns the dynamics, which a compiled eager solve must not hold.
         state: nest of tensors.
-        times: float64 vector.
+        times: float64 vector, or matrix with `batch_axis`.
         args: tuple of nests of tensors.
         solver: `Solver`.
         way: whether the dynamics are autonomous, and whether times may need a gradient.
         functions: callables that return the functions of the events.
         event_args: for each of them the tuple of its further arguments.
-        jumps: float64 vector, or None.
+        jumps: likewise, or None.
         num_steps: number of steps, int or int32 scalar, where an eager caller knows it.
         caller: see `dynamics.closing.close`.
     """
@@ -227,8 +227,21 @@ def _solve(
         lanes=solver.lanes,
         last=last,
     )
+    return _solution(problem, solver, state, given, positions)
+
+
+def _solution(problem, solver, state, times, positions):
+    """The solution of the problem, and the time it ended at.
+
+    Args:
+        problem: `Problem`.
+        solver: `Solver`.
+        state: nest of tensors.
+        times: the output times, as they were given.
+        positions: where they are among the stops, if these are more.
+    """
     outcome, event, interpolant = solver.gradient.solve(problem), (), ()
-    if watch is not None:
+    if problem.watch is not None:
         found = functools.partial(with_event, problem, outcome, solver.gradient)
         outcome, event = compiled_by_xla(found, solver.jit_compile)
         event = event._replace(y=_as_given(event.y, state))
@@ -238,7 +251,7 @@ def _solve(
         outcome = outcome._replace(ys=ys, times=None)
     elif positions is not None and not solver.every_step:
         outcome = outcome._replace(ys=[_rows(y, positions) for y in outcome.ys])
-    t, y = given if outcome.times is None else outcome.times, _as_given(outcome.ys, state)
+    t, y = times if outcome.times is None else outcome.times, _as_given(outcome.ys, state)
     return Solution(t, y, outcome.status, outcome.stats, event, interpolant), outcome.time
 
 

@@ -42,7 +42,7 @@ class FlowSolution(NamedTuple):
         kinetic_energy: the integral of |dy/dt|^2 over time, or None; shape `batch_shape`.
         jacobian_norm: the integral of the squared Frobenius norm of the Jacobian of the dynamics,
             or None; likewise. With an estimated trace an unbiased estimate by the same products.
-        status: `Status`, int32 scalar.
+        status: `Status`, int32 scalar, or a vector with `batch_axis`.
         stats: `Stats`.
     """
 
