@@ -210,12 +210,15 @@ class _Loop:
             int(Status.NON_FINITE_STATE),
             int(Status.NON_FINITE_DYNAMICS),
         )
+        fine, reason = _solved(step, fine, reason)
         return _Verdict(accepted, control, first_failure(c.status, fine, reason))
 
     def _judge_error(self, c, trial, fine):
         controller, proposal = self._problem.controller, trial.proposal
         norm = tf.stop_gradient(controller.error_norm(trial.step.errors, c.ys, trial.ys))
         fine = tf.logical_and(fine, tf.math.is_finite(norm))
+        failure = int(Status.NON_FINITE_DYNAMICS)
+        fine, failure = _solved(trial.step, fine, failure)
         # Or infinity: not as a constant, which `enable_check_numerics` would find.
         one = tf.ones([], tf.float64)
         norm = tf.where(fine, norm, one) / tf.cast(fine, tf.float64)
@@ -226,7 +229,7 @@ class _Loop:
         stays = tf.equal(proposal.end, c.t)
         accepted = tf.logical_and(accepted, tf.logical_not(stays))
         stuck = tf.logical_or(stays, tf.logical_and(small, tf.logical_not(accepted)))
-        reason = tf.where(fine, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE_DYNAMICS))
+        reason = tf.where(fine, int(Status.STEP_UNDERFLOW), failure)
         return _Verdict(accepted, control, tf.where(stuck, reason, c.status))
 
     def _extend(self, c, trial, verdict):
@@ -359,3 +362,12 @@ class _Loop:
         t = tf.stop_gradient(mark.t) + (moves - tf.stop_gradient(moves))
         constants = tf.nest.map_structure(tf.stop_gradient, mark._replace(t=t, ys=[]))
         return constants._replace(t=t, ys=mark.ys)
+
+
+def _solved(step, fine, reason):
+    """Whether a step is fine and its equations are solved, and the reason if not."""
+    if step.converged is None:
+        return fine, reason
+    solved = tf.reduce_all(step.converged)
+    lost = tf.logical_and(finite(step.increments), tf.logical_not(solved))
+    return tf.logical_and(fine, solved), tf.where(lost, int(Status.NEWTON_FAILED), reason)
