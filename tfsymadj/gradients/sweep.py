@@ -163,7 +163,7 @@ class Sweep:
     def _stages(self, n, ys):
         """The step with its stage values, those for outputs inside of it included."""
         step = self._step(n, ys)
-        if self._method.extends:
+        if self._method.extends and self._within is not None:
             step = self._method.extended(
                 self._live_slopes(n), self._grid.t[n], self._grid.h[n], ys, step, self._wanted(n),
                 last=False,
