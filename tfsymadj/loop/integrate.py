@@ -139,6 +139,10 @@ class _Loop:
     def _first(self, status):
         """The first slopes and the first step's size, as far as they are needed."""
         problem, evaluations, slopes, first_step = self._problem, 0, [], None
+        if problem.method.iterates:
+            dynamics = self._intervals.of(problem.dynamics, self._intervals.first)
+            suits = problem.method.suits(dynamics, problem.stops[0], problem.ys)
+            status = first_failure(status, suits, Status.NEWTON_FAILED)
         automatic = self._adaptive and problem.first_step is None
         if problem.method.fsal or automatic:
             # Outside of the loop, where the caller's tapes would see into it.

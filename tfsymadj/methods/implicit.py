@@ -88,6 +88,9 @@ class ImplicitRungeKutta(Method):
     def without_error(self):
         return dataclasses.replace(self, estimates=False)
 
+    def suits(self, dynamics, t, ys):
+        return System(dynamics, ys, 0, self.newton).separate(t, ys)
+
     def step(self, dynamics, t, h, ys, first=None):
         tableau = self.table
         system = System(dynamics, ys, h.shape.rank, self.newton)

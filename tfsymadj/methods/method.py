@@ -116,6 +116,18 @@ class Method:
         """The same method for steps of given sizes, for recomputation and for the adjoint."""
         return self
 
+    def suits(self, dynamics: Dynamics, t: tf.Tensor, ys: list) -> tf.Tensor:
+        """Whether the method can take steps of these dynamics, a boolean scalar.
+
+        It is asked once, at the solve's start, of a method that `iterates`.
+
+        Args:
+            dynamics: see `step`.
+            t: the time at which the solve starts.
+            ys: the state then.
+        """
+        return tf.constant(True)
+
     def with_newton(self, newton: Any) -> "Method":
         """The same method with another `Newton`.
 

@@ -1,6 +1,6 @@
 """The equations of implicit stages: Newton's iteration, and their transposes for the adjoint.
 
-The stages of a block are k_i = f(t_i, Y_i) with Y_i = base_i + h sum_j a_ij k_j. They are solved for
+The stages of a block are k_i = f(t_i, Y_i) with Y_i = base_i + h sum_j a_ij k_j. The unknowns are
 z_i = h sum_j a_ij k_j, whose rounding errors don't grow with the stiffness:
 
     z <- z + M (h A f(base + z) - z),    M = (I - h A x J)^-1  with  J = df/dy nearby.
@@ -49,7 +49,8 @@ class Newton(Configured):
 
             * `"dense"`: a matrix for each example, by d vector-Jacobian products of the batch, for
               d entries; once a step, and again where convergence is slow. It is inverted in d^3
-              operations. A random product checks that no example depends on others.
+              operations. At the solve's start a random product checks that no example depends on
+              others, or the status is `Status.NEWTON_FAILED`.
             * `"whole"`: one matrix for the whole state, also if its first axis is shared by all.
         tolerance: largest update, relative to the state, after which the iteration ends; None: it
             goes on to rounding. The error of gradients is of the order of the tolerance, too.
@@ -217,15 +218,20 @@ class System:
         empty = tf.zeros_like(tf.ensure_shape(empty, [x.shape[0], n, n]))
         return repeated(n, row, empty, "jacobian")
 
-    def separate(self, t, x, jacobian):
+    def separate(self, t, ys):
         """Whether no system depends on another one, a boolean scalar: by one product."""
+        if not (self.apart and self.size):
+            return tf.constant(True)
+        x = self.pack(self.live_of(ys))
+        jacobian = self.jacobian(t, x)
         numbers = tf.range(tf.size(x), dtype=self.dtype)
         weights = tf.reshape(tf.cos(1.7 * numbers + 0.3), tf.shape(x))
         product = self.vjp(t, x, weights)
         found = tf.linalg.matvec(jacobian, weights, transpose_a=True)
         scale = tf.reduce_max(tf.abs(jacobian), [1, 2]) * self.size
         error = tf.reduce_max(tf.abs(product - found), 1)
-        return tf.reduce_all(error <= epsilon(self.dtype) ** 0.5 * scale)
+        # What is not finite is another matter.
+        return tf.logical_not(tf.reduce_any(error > epsilon(self.dtype) ** 0.5 * scale))
 
 
 class _Nothing:
@@ -424,9 +430,7 @@ def solve_transposed(system, newton, block, h, states, cotangents, matrix, other
     start = times(matrix, cotangents)
     found = converge(residual, start, matrix, renew, tf.abs, newton, (count, count * system.size))
     # Not as a constant: see `failures.nan_where`.
-    lost = tf.sqrt(
-        tf.where(found.converged, tf.zeros_like(start[:, 0]), -tf.ones_like(start[:, 0]))
-    )
+    lost = tf.sqrt(tf.cast(tf.where(found.converged, 0.0, -1.0), start.dtype))
     return found._replace(x=found.x + lost[:, tf.newaxis])
 
 
@@ -450,18 +454,9 @@ class Stages:
         self.evaluations = tf.zeros([], tf.int32)
         if system.size:
             self._start = tf.stop_gradient(system.pack(system.live_of(ys)))
-            self._jacobian = self._first_jacobian()
-
-    def _first_jacobian(self):
-        system, t = self._system, tf.stop_gradient(self._t)
-        jacobian = system.jacobian(t, self._start)
-        self.evaluations += system.size
-        if system.apart and self._start.shape[0] != 1:
-            fine = system.separate(t, self._start, jacobian)
-            self.evaluations += 1
-            # Not as a constant: see `failures.nan_where`.
-            jacobian += tf.sqrt(tf.cast(tf.where(fine, 0.0, -1.0), system.dtype))
-        return tf.stop_gradient(jacobian)
+            jacobian = system.jacobian(tf.stop_gradient(t), self._start)
+            self._jacobian = tf.stop_gradient(jacobian)
+            self.evaluations += system.size
 
     def _matrix(self, a, block):
         key = tuple(a.ravel())
@@ -489,7 +484,7 @@ class Stages:
             bases: for each the state that the earlier stages lead to.
             before: the state that the iteration starts at.
         """
-        system, h, count = self._system, self._h, len(ts)
+        system, count = self._system, len(ts)
         if not system.size:
             slopes = [dynamics(t, base) for t, base in zip(ts, bases)]
             return slopes, self._values(a, bases, slopes)
