@@ -30,7 +30,7 @@ _JACOBIANS = ("dense", "whole")
 #: An update that is so much of the one before says that the matrix is a bad one.
 _SLOW = 0.2
 
-#: And so much, after faster convergence, that there is nothing left but rounding.
+#: And so much, with the best matrix, that there is nothing left but rounding.
 _STAGNANT = 0.5
 
 
@@ -289,27 +289,36 @@ def converge(residual, x, matrix, renew, magnitude, newton, costs):
         `Solved`.
     """
     eps = epsilon(x.dtype)
-    tiny = np.finfo(x.dtype.as_numpy_dtype).tiny
+    tiny = float(np.finfo(x.dtype.as_numpy_dtype).tiny) ** 0.5
     enough = 2.0 * eps if newton.tolerance is None else max(newton.tolerance, 2.0 * eps)
 
     def body(c):
         update = times(c.matrix, residual(c.x))
         fine = tf.reduce_all(tf.math.is_finite(update), 1)
         update = tf.where(fine[:, tf.newaxis], update, tf.zeros_like(update))
-        x = tf.where(c.settled[:, tf.newaxis], c.x, c.x + update)
-        scale, change = magnitude(x), tf.abs(update)
-        size = tf.reduce_max(change / (scale + tiny), 1)
-        overall = tf.reduce_max(change, 1) / (tf.reduce_max(scale, 1) + tiny)
+        scale, change = magnitude(c.x), tf.abs(update)
+        largest = tf.reduce_max(scale, 1) + tiny
+        size = tf.reduce_max(change / (scale + (eps * eps) * largest[:, tf.newaxis]), 1)
+        overall = tf.reduce_max(change, 1) / largest
         later = c.count > 0
         rate = tf.where(later, size / (c.size + tiny), tf.ones_like(size))
         slow = tf.logical_and(later, tf.logical_and(rate > _SLOW, c.rate > _SLOW))
-        # Faster convergence before, or the best matrix: what is left is rounding.
-        ended = tf.logical_and(rate >= _STAGNANT, tf.logical_or(c.rate <= _SLOW, c.fresh))
+        # With the matrix of this very point nothing is left but rounding. An entry that is small
+        # by cancellation never gets smaller than that of others.
+        near = tf.logical_or(size <= eps**0.5, overall <= 128.0 * eps)
+        ended = tf.logical_and(tf.logical_and(c.fresh, rate >= _STAGNANT), near)
         ended = tf.logical_or(ended, tf.logical_and(rate > _SLOW, size <= 32.0 * eps))
-        ended = tf.logical_and(tf.logical_and(ended, later), overall <= eps**0.5)
+        ended = tf.logical_and(ended, later)
         settled = tf.logical_and(tf.logical_or(size <= enough, ended), fine)
         settled = tf.logical_or(c.settled, settled)
         failed = tf.logical_or(c.failed, tf.logical_not(fine))
+        # An old matrix can lead far away: then the next one is made where the iteration is now.
+        grows = tf.logical_and(later, tf.logical_and(rate >= 1.0, tf.logical_not(c.fresh)))
+        grows = tf.logical_and(grows, tf.logical_not(settled))
+        stays = tf.logical_or(c.settled, grows)
+        x = tf.where(stays[:, tf.newaxis], c.x, c.x + update)
+        size = tf.where(grows, c.size, size)
+        slow = tf.logical_or(slow, grows)
         wanted = tf.reduce_any(tf.logical_and(slow, tf.logical_not(tf.logical_or(settled, failed))))
         matrix = tf.cond(wanted, lambda: renew(x), lambda: c.matrix)
         renewed = c.renewed + tf.cast(wanted, tf.int32)
