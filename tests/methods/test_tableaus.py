@@ -122,7 +122,7 @@ def test_rows_of_implicit_methods():
     assert tables.GAUSS4.with_interpolant().blocks == (range(1), range(1, 3), range(3, 4))
     assert tables.KVAERNO3.stiffly_accurate and not tables.GAUSS4.stiffly_accurate
     with pytest.raises(ValueError, match="`a` must not have rows beyond `b` with an implicit"):
-        ButcherTableau(name="mine", order=1, c=(1, 1), a=((1,), (0, 1)), b=(1,), dense=((1,), (0,)))
+        ButcherTableau(name="mine", order=1, c=(1, 0), a=((1,), (0,)), b=(1,), dense=((1,), (0,)))
 
 
 def test_default_embedded_order():

@@ -268,7 +268,9 @@ class _Iteration(NamedTuple):
     rate: tf.Tensor
     settled: tf.Tensor
     failed: tf.Tensor
-    fresh: tf.Tensor  # whether the matrix was made for the last iterate
+    fresh: tf.Tensor  # whether the matrix was made for this iterate
+    last: tf.Tensor  # update
+    last_fresh: tf.Tensor  # whether it was that of a matrix made for its iterate
     matrix: tf.Tensor
     renewed: tf.Tensor  # how often
 
@@ -312,24 +314,42 @@ def converge(residual, x, matrix, renew, magnitude, newton, costs):
         settled = tf.logical_and(tf.logical_or(size <= enough, ended), fine)
         settled = tf.logical_or(c.settled, settled)
         failed = tf.logical_or(c.failed, tf.logical_not(fine))
-        # An old matrix can lead far away: then the next one is made where the iteration is now.
-        grows = tf.logical_and(later, tf.logical_and(rate >= 1.0, tf.logical_not(c.fresh)))
-        grows = tf.logical_and(grows, tf.logical_not(settled))
-        stays = tf.logical_or(c.settled, grows)
-        x = tf.where(stays[:, tf.newaxis], c.x, c.x + update)
-        size = tf.where(grows, c.size, size)
-        slow = tf.logical_or(slow, grows)
-        wanted = tf.reduce_any(tf.logical_and(slow, tf.logical_not(tf.logical_or(settled, failed))))
-        matrix = tf.cond(wanted, lambda: renew(x), lambda: c.matrix)
-        renewed = c.renewed + tf.cast(wanted, tf.int32)
-        return (
-            _Iteration(c.count + 1, x, size, rate, settled, failed, wanted, matrix, renewed),
-        )  # fmt: skip
+        # The last update led too far: it is halved if it was Newton's own, else taken back.
+        grows = tf.logical_and(tf.logical_and(later, rate >= 1.0), tf.logical_not(c.fresh))
+        grows = tf.logical_and(grows, tf.logical_not(tf.logical_or(settled, failed)))
+        halves = tf.logical_and(grows, c.last_fresh)
+        back = tf.where(halves[:, tf.newaxis], 0.5 * c.last, c.last)
+        moved = tf.where(grows[:, tf.newaxis], -back, update)
+        x = tf.where(c.settled[:, tf.newaxis], c.x, c.x + moved)
+        slow = tf.logical_or(
+            tf.logical_and(slow, tf.logical_not(grows)), tf.not_equal(grows, halves)
+        )
+        slow = tf.logical_and(slow, tf.logical_not(tf.logical_or(settled, failed)))
+        wanted = tf.reduce_any(slow)
+        matrix = tf.cond(
+            wanted,
+            lambda: tf.where(slow[:, tf.newaxis, tf.newaxis], renew(x), c.matrix),
+            lambda: c.matrix,
+        )
+        following = _Iteration(
+            count=c.count + 1,
+            x=x,
+            size=tf.where(grows, c.size, size),
+            rate=rate,
+            settled=settled,
+            failed=failed,
+            fresh=slow,
+            last=tf.where(grows[:, tf.newaxis], back, update),
+            last_fresh=tf.where(grows, halves, c.fresh),
+            matrix=matrix,
+            renewed=c.renewed + tf.cast(wanted, tf.int32),
+        )
+        return (following,)
 
     none = tf.zeros_like(x[:, 0])
     no = tf.zeros_like(none, tf.bool)
     zero = tf.zeros([], tf.int32)
-    start = _Iteration(zero, x, none, none, no, no, tf.constant(False), matrix, zero)
+    start = _Iteration(zero, x, none, none, no, no, no, tf.zeros_like(x), no, matrix, zero)
     (c,) = tf.while_loop(
         lambda c: tf.reduce_any(tf.logical_not(tf.logical_or(c.settled, c.failed))),
         body,
