@@ -305,12 +305,7 @@ def converge(residual, x, matrix, renew, magnitude, newton, costs):
         later = c.count > 0
         rate = tf.where(later, size / (c.size + tiny), tf.ones_like(size))
         slow = tf.logical_and(later, tf.logical_and(rate > _SLOW, c.rate > _SLOW))
-        # With the matrix of this very point nothing is left but rounding. An entry that is small
-        # by cancellation never gets smaller than that of others.
-        near = tf.logical_or(size <= eps**0.5, overall <= 128.0 * eps)
-        ended = tf.logical_and(tf.logical_and(c.fresh, rate >= _STAGNANT), near)
-        ended = tf.logical_or(ended, tf.logical_and(rate > _SLOW, size <= 32.0 * eps))
-        ended = tf.logical_and(ended, later)
+        ended = tf.logical_and(later, _is_rounding(size, overall, rate, c.fresh, eps))
         settled = tf.logical_and(tf.logical_or(size <= enough, ended), fine)
         settled = tf.logical_or(c.settled, settled)
         failed = tf.logical_or(c.failed, tf.logical_not(fine))
@@ -359,6 +354,22 @@ def converge(residual, x, matrix, renew, magnitude, newton, costs):
         name="newton",
     )
     return Solved(c.x, c.matrix, c.settled, c.count * costs[0] + c.renewed * costs[1])
+
+
+def _is_rounding(size, overall, rate, fresh, eps):
+    """Whether updates that get no smaller are rounding.
+
+    Args:
+        size: of the update, relative to the entries.
+        overall: likewise, to the largest one: an entry that is small by cancellation never gets
+            more exact than others.
+        rate: the ratio of this and the last `size`.
+        fresh: whether the matrix is that of this very point.
+        eps: of the dtype.
+    """
+    near = tf.logical_or(size <= eps**0.5, overall <= 128.0 * eps)
+    stagnant = tf.logical_and(tf.logical_and(fresh, rate >= _STAGNANT), near)
+    return tf.logical_or(stagnant, tf.logical_and(rate > _SLOW, size <= 32.0 * eps))
 
 
 class Block(NamedTuple):
