@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +17,7 @@ from tfsymadj.arithmetic import (
     inner,
     select,
 )
+from tfsymadj.methods.linear import times as product_of
 from tfsymadj.methods.method import Method, Step
 from tfsymadj.methods.newton import (
     Block,
@@ -163,6 +165,24 @@ class ImplicitRungeKutta(Method):
         return tf.nest.pack_sequence_as(found, once(tf.nest.flatten(found)))
 
 
+class _Weights(NamedTuple):
+    """The solution of a block's equations.
+
+    Attributes:
+        block: `Block`.
+        ws: w of the stages, a list of states.
+        g: the right hand side, vectors.
+        w: the solution, likewise.
+        matrix: of the transposed equations.
+    """
+
+    block: Block
+    ws: list
+    g: tf.Tensor
+    w: tf.Tensor
+    matrix: tf.Tensor
+
+
 class _Partner:
     """One step of the symplectic partner."""
 
@@ -194,10 +214,24 @@ class _Partner:
         found = solve_transposed(system, self._newton, block, self._size, packed, g, matrix, others)
         ws = split(found.x, len(states))
         ws = [system.joined(system.unpack(w), x) for w, x in zip(ws, cotangents)]
-        return ws, tf.linalg.matrix_transpose(found.matrix)
+        return _Weights(block, ws, g, found.x, found.matrix)
+
+    def _refined(self, found, products):
+        """The products l, without the error of w times the stiffness.
+
+        It is h sum_j a_ji l_j = w_i - g_i, too. What the products are wrong by is corrected by the
+        matrix, as in Newton's iteration: where it is small it counts, where it is large it does
+        not.
+        """
+        system, block = self._system, found.block
+        direct = [system.pack(system.live_of(x)) for x in products]
+        v = found.w - found.g
+        v += product_of(found.matrix, join(block.combined(self._size, direct, transposed=True)) - v)
+        refined = block.divided(self._size, v, direct)
+        return [system.joined(system.unpack(x), y) for x, y in zip(refined, products)]
 
     def _product(self, t, node, ys, w, sums, times):
-        """l of a stage, and the sums with its part."""
+        """l of a stage, and the sums with its part but that."""
         found, values = self._dynamics.vjp(t, ys, w, with_values=bool(times))
         if times:
             (dt,), (start, step) = found.times, times
@@ -205,7 +239,8 @@ class _Partner:
             # Not a chain of additions: see `arithmetic`.
             step = step - (-node * dt - inner(w, values, self._lanes) / self._h)
             times = [start + dt, step]
-        return found.ys, add_terms(sums, found._replace(times=[])), times
+        others = found._replace(ys=[None] * len(found.ys), times=[])
+        return found.ys, add_terms(sums, others), times
 
     def block_by_block(self, sums, times):
         """The sums with the parts of all stages, written out."""
@@ -215,15 +250,20 @@ class _Partner:
             first = indices[0]
             ts = [self._ts[i] for i in indices]
             states = [self._stage(tf.constant(i)) for i in indices]
-            ws = [weights[i] for i in indices]
+            ws, found = [weights[i] for i in indices], None
             if len(tableau.a[first]) > first and self._system.size:
                 block = Block(ts, tableau.a_matrix[np.ix_(indices, indices)].tolist())
                 matrix = block.matrix(self._system, self._size, [self._jacobian])
-                ws, _ = self._solved(block, states, ws, matrix)
+                found = self._solved(block, states, ws, matrix)
+                ws = found.ws
             products = []
             for i, t, ys, w in zip(indices, ts, states, ws):
                 product, sums, times = self._product(t, tableau.c[i], ys, w, sums, times)
                 products.append(product)
+            if found is not None:
+                products = self._refined(found, products)
+            for product in products:
+                sums = sums._replace(ys=add_terms(sums.ys, product))
             for i in range(first):
                 for j, product in zip(indices, products):
                     weights[i] = [
@@ -245,11 +285,14 @@ class _Partner:
             cotangents, weights, sums, times, matrix = variables
             i = count - 1 - k
             ys = self._stage(i)
+            t, node, found = tf.gather(self._ts, i), tf.gather(nodes, i), None
             if implicit:
-                cotangents, matrix = self._one(i, ys, cotangents, matrix, diagonal, numbers)
-            product, sums, times = self._product(
-                tf.gather(self._ts, i), tf.gather(nodes, i), ys, cotangents, sums, times
-            )
+                found, matrix = self._one(i, ys, cotangents, matrix, diagonal, numbers)
+                (cotangents,) = found.ws
+            product, sums, times = self._product(t, node, ys, cotangents, sums, times)
+            if found is not None:
+                (product,) = self._refined(found, [product])
+            sums = sums._replace(ys=add_terms(sums.ys, product))
             # c[i] has zeros where a stage does not need this one; its own entry counts no more.
             weights = [w + tf.gather(c, i) * x for w, c, x in zip(weights, self._coupling, product)]
             later = tf.maximum(i - 1, 0)
@@ -275,10 +318,10 @@ class _Partner:
             known = block.matrix(system, self._size, [self._jacobian])
         identity = tf.eye(system.size, dtype=known.dtype) - tf.zeros_like(known)
         known = tf.where(is_explicit, identity, known)
-        (w,), better = self._solved(block, [ys], [cotangents], known)
+        found = self._solved(block, [ys], [cotangents], known)
         if len(numbers) == 1:
-            matrix = select(is_explicit, matrix, [better])
-        return w, matrix
+            matrix = select(is_explicit, matrix, [tf.linalg.matrix_transpose(found.matrix)])
+        return found, matrix
 
 
 def _all(converged, h):

@@ -420,6 +420,18 @@ class Block(NamedTuple):
             found.append(total)
         return found
 
+    def divided(self, h, x, others):
+        """y with h sum_j a_ji y_j = x_i, a list; where h or a single a is zero, `others`."""
+        count = len(self.ts)
+        if count == 1:
+            size, inverse = h * self._number(0, 0, h), [[1.0]]
+        else:
+            size, inverse = h, np.linalg.inv(np.transpose(self.a)).tolist()
+        proper = tf.not_equal(size, 0.0)
+        size = tf.where(proper, size, tf.ones_like(size))
+        found = Block(self.ts, inverse).combined(1.0 / size, split(x, count))
+        return [tf.where(proper, y, other) for y, other in zip(found, others)]
+
 
 def step_of(h, system):
     """The step's size in the dtype of vectors, `[1, 1]` or `[systems, 1]`."""
