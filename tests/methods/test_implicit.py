@@ -412,3 +412,61 @@ def test_unknown_number_of_examples():
 
     y = solve(tf.ones([3, 2], tf.float64))
     np.testing.assert_allclose(y[-1], np.exp(-1.0) * np.ones([3, 2]), rtol=1e-5)
+
+
+# With events, jumps and interpolants
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, options", [("kvaerno5", dict(rtol=1e-8)), ("gauss4", {})])
+def test_events(method, options):
+    """The time and state of an event, and their derivatives, as with an explicit method."""
+    w, y0 = tf.Variable(1.3, dtype=tf.float64), tf.constant([1.0, 0.2], tf.float64)
+
+    def dynamics(t, y):
+        return tf.stack([y[1], -w * tf.sin(y[0]) - 0.1 * y[1]])
+
+    def solve(method, **options):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            event = tfsymadj.Event(lambda t, y: y[0], terminal=True)
+            solution = tfsymadj.solve(
+                dynamics, y0, [0.0, 5.0], method=method, event=event, **options
+            )
+            value = solution.event.t + tf.reduce_sum(solution.event.y * [1.0, 2.0])
+        return [value, *tape.gradient(value, [y0, w])]
+
+    expected = solve("dopri5", rtol=1e-10, atol=1e-10)
+    for a, b in zip(solve(method, **(options or dict(num_steps=60))), expected):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", [SymplecticAdjoint("sqrt"), "aca"], ids=str)
+@pytest.mark.parametrize("method, options", [("kvaerno3", {}), ("gauss4", dict(num_steps=5))])
+def test_jumps_and_interpolants(method, options, gradient):
+    """The derivatives for what jumps, when, and through the interpolant: as back-propagation's."""
+    random = np.random.default_rng(0)
+    sources = [tf.constant(random.normal(size=[3, 2])), tf.constant([0.7], tf.float64)]
+
+    def solve(gradient, **more):
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            y0, jump = sources
+
+            def dynamics(t, y):
+                push = tf.where(t < jump[0], tf.ones_like(t), -2.0 * tf.ones_like(t))
+                return push * tf.stack([y[:, 1], -tf.sin(y[:, 0]) * t], 1)
+
+            more = dict(method=method, gradient=gradient, max_steps=60) | options | more
+            solution = tfsymadj.solve(dynamics, y0, [0.0, 1.0, 2.0], jumps=jump, **more)
+            times = tf.constant([0.3, 0.77, 1.9], tf.float64)
+            y = solution.interpolant(times) if more.get("dense") else solution.y
+            value = tf.reduce_sum(
+                tf.sin(y) * tf.reshape(tf.range(18.0, dtype=tf.float64), [3, 3, 2])
+            )
+        return tape.gradient(value, sources)
+
+    for more in ({}, dict(dense=True)):
+        for a, b in zip(solve(gradient, **more), solve("backprop", **more)):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
