@@ -33,7 +33,7 @@ MESSAGES = {
     Status.MAX_STEPS_REACHED: (
         "The solve took `max_steps` steps without reaching the last entry of `t`. Increase "
         "`max_steps`, loosen `rtol` and `atol`, or shorten the interval; a stiff problem needs "
-        "too many steps with any explicit method."
+        "too many steps with any explicit method: choose an implicit one, such as 'kvaerno5'."
     ),
     Status.STEP_UNDERFLOW: (
         "The step size became too small: either below `min_step`, or so small that t + h == t. "
