@@ -408,6 +408,14 @@ def test_unknown_sizes():
         solve(tf.ones([3], tf.float64))
 
 
+def test_vectorized_map_is_refused():
+    def solve(y0):
+        return tfsymadj.odeint(lambda t, y: -y, y0, [0.0, 1.0], **MIDPOINT)
+
+    with pytest.raises(ValueError, match="`tf.vectorized_map` if steps .*'implicit_midpoint'"):
+        tf.vectorized_map(solve, tf.ones([3, 2]))
+
+
 def test_unknown_number_of_examples():
     @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float64)])
     def solve(y0):
