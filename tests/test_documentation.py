@@ -33,6 +33,7 @@ MODULES = [
     "layers.ode_layer",
     "layers.time_layers",
     "methods",
+    "methods.newton",
     "methods.order_conditions",
     "methods.tableaus",
     "solve",

@@ -15,7 +15,7 @@ from tfsymadj.gradients import (
     no_gradient,
 )
 from tfsymadj.layers import ODELayer
-from tfsymadj.methods import METHODS, ButcherTableau
+from tfsymadj.methods import METHODS, ButcherTableau, Newton
 from tfsymadj.solution import Interpolant, Occurrence, Solution, Stats, Status
 from tfsymadj.solve import odeint, solve
 from tfsymadj.steady_state import SteadyState, steady_state
@@ -33,6 +33,7 @@ __all__ = [
     "Event",
     "Gradient",
     "Interpolant",
+    "Newton",
     "NoGradient",
     "ODELayer",
     "Occurrence",

@@ -21,7 +21,7 @@ from tfsymadj.config import Configured, is_int, is_real
 from tfsymadj.dynamics.identity import Contents
 from tfsymadj.events import Event
 from tfsymadj.gradients import Gradient, get_gradient
-from tfsymadj.methods import ButcherTableau, Method, get_method
+from tfsymadj.methods import ButcherTableau, Method, Newton, get_method
 from tfsymadj.steps import ConstantSteps, Controller, PIController
 from tfsymadj.steps.tolerance import attainable, tolerance_of
 from tfsymadj.warning import warn
@@ -43,6 +43,7 @@ class SolverOptions(TypedDict, total=False):
     min_step: float | None
     max_step: float | None
     max_steps: int
+    newton: Newton | None
     outputs: str
     jumps: Any
     event: Event | list[Event] | tuple[Event, ...] | None
@@ -71,10 +72,13 @@ class Options(Configured):
         max_step: largest step of an adaptive solve; None: no bound.
         max_steps: bound of the steps that an adaptive solve may try, over all of `t`; at least
             one for each interval of `t`.
+        newton: how the equations of an implicit method's stages are solved: `Newton`; None: as by
+            `Newton()`.
         outputs: `"step"`: a step ends at each entry of `t`; `"interpolate"`: at the last one only,
             the others come from the method's continuous extension, at no evaluation; `"auto"`:
             interpolated with adaptive steps, if the extension's order is the method's less one or
-            more (`dopri5`, `tsit5`, `dop853`, `bosh3`, `adaptive_heun`, `fehlberg2`), else stepped
+            more (`dopri5`, `tsit5`, `dop853`, `bosh3`, `adaptive_heun`, `fehlberg2`, `trbdf2`,
+            `kvaerno3`), else stepped
             to. With equal steps each entry is a step's end in any case. `"steps"`: `Solution.t`
             and `y` are the times and states after all steps, `max_steps + 1` rows, of which the
             first `stats.num_accepted + 1` count and the others repeat the last one.
@@ -125,6 +129,7 @@ class Options(Configured):
     min_step: float | None = None
     max_step: float | None = None
     max_steps: int = 4096
+    newton: Newton | None = None
     outputs: str = "auto"
     jumps: Any = None
     event: Any = None
@@ -150,7 +155,7 @@ class Options(Configured):
         events = self._events()
         self._check_dense()
         self._check_batch_axis()
-        method = get_method(self.method).without_interpolant()
+        method = self._method().without_interpolant()
         controller = self._controller_for(method)
         if self.max_step is not None and not controller.adaptive:
             raise ValueError(
@@ -207,7 +212,7 @@ class Options(Configured):
         solver, count = self._solver, times.shape[-1]
         if count != 2 and self._interpolates(solver):
             solver = dataclasses.replace(
-                solver, method=get_method(self.method).with_interpolant(), interpolates=True
+                solver, method=self._method().with_interpolant(), interpolates=True
             )
         elif solver.controller.adaptive and (count or 0) - 1 > solver.max_steps:
             raise ValueError(
@@ -221,13 +226,21 @@ class Options(Configured):
             solver = dataclasses.replace(solver, gradient=gradient)
         return solver
 
+    def _method(self):
+        method = get_method(self.method)
+        if self.newton is None:
+            return method
+        if not isinstance(self.newton, Newton):
+            raise TypeError(f"`newton` must be a `Newton` or None. Received: {self.newton!r}")
+        return method.with_newton(self.newton)
+
     def _interpolates(self, solver):
         if self.outputs in ("step", "steps") or not solver.controller.adaptive:
             return False
         if self.outputs == "interpolate":
             return True
         try:
-            method = get_method(self.method).with_interpolant()
+            method = self._method().with_interpolant()
         except ValueError:
             return False
         return method.dense_order >= method.order - 1

@@ -25,6 +25,7 @@ class Status(enum.IntEnum):
     NON_FINITE_DYNAMICS = 4
     TIMES_NOT_MONOTONIC = 5
     NON_FINITE_EVENT = 6
+    NEWTON_FAILED = 7
 
 
 #: What happened, and what to change: completed by the time at which it happened.
@@ -32,7 +33,7 @@ MESSAGES = {
     Status.MAX_STEPS_REACHED: (
         "The solve took `max_steps` steps without reaching the last entry of `t`. Increase "
         "`max_steps`, loosen `rtol` and `atol`, or shorten the interval; a stiff problem needs "
-        "too many steps with any explicit method."
+        "too many steps with any explicit method: choose an implicit one, such as 'kvaerno5'."
     ),
     Status.STEP_UNDERFLOW: (
         "The step size became too small: either below `min_step`, or so small that t + h == t. "
@@ -54,6 +55,13 @@ MESSAGES = {
     Status.NON_FINITE_EVENT: (
         "The function of an `Event` returned NaN. Make it finite wherever the solution may come, "
         "and a little beyond."
+    ),
+    Status.NEWTON_FAILED: (
+        "Newton's iteration did not solve the equations of an implicit method's stages, not with "
+        "smaller steps either if they are adaptive. Use smaller steps or a larger "
+        "`max_iterations` of `Newton`. The first axis of states that have more than one counts as "
+        "examples that don't depend on each other: if they do, use "
+        "`newton=tfsymadj.Newton(jacobian='whole')`."
     ),
 }
 

@@ -349,15 +349,17 @@ def _valid(times, jumps):
 
 
 def _refuse_vectorizing(solver, inputs):
-    """Adaptive steps that differ from one element of a `tf.vectorized_map` to the next."""
+    """Steps, or iterations, that differ from one element of a `tf.vectorized_map` to the next."""
     controller = solver.controller
-    varies = controller.adaptive or solver.events
+    varies = controller.adaptive or solver.events or solver.method.iterates
     if varies and vectorizing.differs_by_element(tf.nest.flatten(inputs)):
         raise ValueError(
             "`y0`, `t` and `args` must not depend on the element of a `tf.vectorized_map` if steps "
-            "are adaptive or there is an `event`: TensorFlow can't vectorize a loop that takes "
-            "other steps for each element. Use `tf.map_fn`, one solve for the whole batch, or "
-            f"equal steps by `num_steps` or `step_size`. Received: controller={controller!r}"
+            "are adaptive, the method is implicit or there is an `event`: TensorFlow can't "
+            "vectorize a loop that takes other steps, or iterations, for each element. Use "
+            "`tf.map_fn`, one solve for the whole batch, or equal steps of an explicit method by "
+            "`num_steps` or `step_size`. "
+            f"Received: controller={controller!r}, method={solver.method.name!r}"
         )
 
 

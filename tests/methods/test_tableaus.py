@@ -13,6 +13,7 @@ from helpers.tableaus import GOOD
 
 from tfsymadj.methods import METHODS, ButcherTableau, tables
 
+IMPLICIT = ("trbdf2", "kvaerno3", "kvaerno5", "implicit_midpoint", "gauss4")
 ALL = [pytest.param(tableau, id=name) for name, tableau in METHODS.items()]
 
 
@@ -66,7 +67,8 @@ def test_arrays(tableau):
     assert s == tableau.num_rows + tableau.extension
     arrays = [tableau.a_matrix, tableau.b_vector, tableau.c_vector]
     assert [x.shape for x in arrays] == [(s, s), (s,), (s,)]
-    np.testing.assert_array_equal(tableau.a_matrix, np.tril(tableau.a_matrix, -1))
+    lower = np.array_equal(tableau.a_matrix, np.tril(tableau.a_matrix, -1))
+    assert lower == tableau.explicit == (tableau.name not in IMPLICIT)
     if tableau.adaptive:
         arrays.append(tableau.error_vector)
     else:
@@ -105,6 +107,24 @@ def test_kinds_of_numbers():
     assert type(tableau.order) is int
 
 
+def test_zeros_at_the_ends_of_rows():
+    square = np.array([[0, 0, 0], [1 / 2, 0, 0], [-1, 2, 0]])
+    rk3 = dict(name="mine", order=3, c=(0, 1 / 2, 1), b=(1 / 6, 2 / 3, 1 / 6))
+    tableau = ButcherTableau(**rk3, a=square)
+    assert tableau == ButcherTableau(**rk3, a=((), (1 / 2,), (-1, 2)))
+    assert tableau.explicit and tableau.blocks == (range(1), range(1, 2), range(2, 3))
+
+
+def test_rows_of_implicit_methods():
+    midpoint = tables.IMPLICIT_MIDPOINT
+    assert not midpoint.explicit and midpoint.blocks == (range(1),)
+    assert tables.GAUSS4.blocks == (range(2),)
+    assert tables.GAUSS4.with_interpolant().blocks == (range(1), range(1, 3), range(3, 4))
+    assert tables.KVAERNO3.stiffly_accurate and not tables.GAUSS4.stiffly_accurate
+    with pytest.raises(ValueError, match="`a` must not have rows beyond `b` with an implicit"):
+        ButcherTableau(name="mine", order=1, c=(1, 0), a=((1,), (0,)), b=(1,), dense=((1,), (0,)))
+
+
 def test_default_embedded_order():
     without = {key: value for key, value in GOOD.items() if key != "embedded_order"}
     assert ButcherTableau(**without).embedded_order == 1
@@ -137,8 +157,8 @@ def test_default_embedded_order():
         ({"c": (0, 1, 1)}, ValueError, "`c` must have 2 entries"),
         ({"a": ((),)}, ValueError, "`a` must have 2 entries"),
         ({"b_error": (0.5, -0.5, 0)}, ValueError, "`b_error` must have 2 entries"),
-        ({"a": ((), (1, 0))}, ValueError, r"`a\[1\]` must have 1 entries: methods are explicit"),
-        ({"a": np.array([[0, 0], [1, 0]])}, ValueError, r"`a\[0\]` must have 0 entries"),
+        ({"a": ((), ())}, ValueError, r"`a\[1\]` must have 1 entries, left of the diagonal"),
+        ({"a": ((), (1, 0, 1))}, ValueError, r"`a\[1\]` must have 1 .* no more than the 2 stages"),
         ({"c": (0, 0.75)}, ValueError, r"`a\[1\]` must sum to `c\[1\]`"),
         ({"c": (0.5, 1)}, ValueError, r"`a\[0\]` must sum to `c\[0\]`"),
         ({"b_error": (0, 0)}, ValueError, "`b_error` must not be all zeros"),

@@ -8,7 +8,7 @@ from helpers.problems import PENDULUM0, pendulum, pendulum_exactly
 import tfsymadj
 from tfsymadj import METHODS, ConstantSteps, PIController
 
-ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.adaptive]
+ADAPTIVE = [name for name, x in METHODS.items() if x.adaptive and x.explicit]
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)

@@ -176,7 +176,9 @@ def _sizes_are_known(ys):
 
 
 def _step_tape(problem):
-    """The bytes that a tape of one step holds; None where that can't be told."""
+    """The bytes that a tape of one step holds; None where that can't be told, or is no use."""
+    if problem.method.iterates:
+        return None
     tape, sizes = tape_bytes(problem.dynamics, problem.ys), [num_bytes(y) for y in problem.ys]
     if tape is None or None in sizes:
         return None

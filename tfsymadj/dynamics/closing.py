@@ -146,15 +146,45 @@ class ApartDynamics:
 
     def __init__(self, dynamics):
         self._dynamics = dynamics
+        self.live = dynamics.live
 
     def on(self, side):
         """See `ClosedDynamics.on`."""
         return ApartDynamics(self._dynamics.on(side))
 
+    def substituted(self):
+        """See `ClosedDynamics.substituted`."""
+        return self._dynamics.substituted()
+
     def __call__(self, t, ys):
         if _platform.in_control_flow():
             return self._dynamics(t, ys)
         return apart(lambda: self._dynamics(t, ys), ys)
+
+
+class LiveDynamics:
+    """The dynamics of those parts of the state that they depend on.
+
+    Args:
+        dynamics: `ClosedDynamics`.
+        like: the whole state, for its shapes.
+    """
+
+    def __init__(self, dynamics, like):
+        self._dynamics, self._like = dynamics, like
+
+    def substituted(self):
+        """See `ClosedDynamics.substituted`."""
+        return self._dynamics.substituted()
+
+    def whole(self, ys):
+        """The state with these live parts; the dynamics don't depend on the others."""
+        live = dict(zip(self._dynamics.live, ys))
+        return [live.get(i, tf.zeros_like(y)) for i, y in enumerate(self._like)]
+
+    def __call__(self, t, ys):
+        slopes = self._dynamics(t, self.whole(ys))
+        return [slopes[i] for i in self._dynamics.live]
 
 
 def apart(evaluate, like):

@@ -76,6 +76,11 @@ class ContinuousAdjoint(Recomputing):
         """`(method, controller)` of the backward solve."""
         method = problem.method if self.method is None else get_method(self.method)
         method = method.without_interpolant()
+        if method.iterates:
+            raise ValueError(
+                "`ContinuousAdjoint` needs `method`, an explicit one, where the solve's own is "
+                f"implicit. Received: the method {method.name!r} and {self!r}"
+            )
         controller = problem.controller
         given = self.rtol is not None or self.atol is not None
         if given and not isinstance(controller, PIController):

@@ -16,7 +16,7 @@ from tfsymadj.arithmetic import (
     select,
 )
 from tfsymadj.checkpoints.store import LaneRing, Lists, Ring
-from tfsymadj.dynamics.closing import Sources
+from tfsymadj.dynamics.closing import LiveDynamics, Sources
 from tfsymadj.loop.failures import is_success
 from tfsymadj.loop.grid import to_stops
 from tfsymadj.xla import repeated, static_int
@@ -180,8 +180,7 @@ class Sweep:
 
     def _whole(self, ys):
         """The state with these live parts; the dynamics don't depend on the others."""
-        live = dict(zip(self._dynamics.live, ys))
-        return [live.get(i, tf.zeros_like(y)) for i, y in enumerate(self._problem.ys)]
+        return LiveDynamics(self._dynamics, self._problem.ys).whole(ys)
 
     def _dynamics_of(self, n):
         if self._problem.switches is None:
@@ -190,13 +189,7 @@ class Sweep:
 
     def _live_slopes(self, n):
         """The dynamics of the live parts of the state, where step n is."""
-        dynamics = self._dynamics_of(n)
-
-        def live_slopes(t, ys):
-            slopes = dynamics(t, self._whole(ys))
-            return [slopes[i] for i in dynamics.live]
-
-        return live_slopes
+        return LiveDynamics(self._dynamics_of(n), self._problem.ys)
 
     def _step(self, n, ys):
         """A step of the live parts of the state."""
@@ -205,7 +198,7 @@ class Sweep:
     def _stages(self, n, ys):
         """The step with its stage values, those for outputs inside of it included."""
         step = self._step(n, ys)
-        if self._method.extends:
+        if self._method.extends and self._within is not None:
             step = self._method.extended(
                 self._live_slopes(n), self._grid.start(n), self._grid.size(n), ys, step,
                 self._wanted(n), last=False,
@@ -427,6 +420,8 @@ def planned_evaluations(problem, recording, outcome):
     again = recording.num_recomputed(accepted, outcome.num_written)
     advanced = recording.num_advanced(accepted)
     each = method.without_interpolant()
+    if method.iterates:  # as many as the equations will ask for
+        return tf.constant(-1)
     taped = each.evaluations if recording.tapes_steps else each.adjoint_evaluations
     planned = accepted * tf.constant(taped) + (again + advanced) * each.evaluations
     if method.extends:  # the further rows and the last slope, but for the last one's value

@@ -16,13 +16,15 @@ from typing_extensions import Unpack
 from tfsymadj import _platform
 from tfsymadj.dynamics import calling, contents
 from tfsymadj.gradients import GRADIENTS, NoGradient, gradient_is_wanted
-from tfsymadj.methods import ButcherTableau
+from tfsymadj.methods import ButcherTableau, Newton
 from tfsymadj.options import DEFAULTS, Options, SolverOptions, documented, with_options
 from tfsymadj.solution import Status
 from tfsymadj.solve import check, solve_with
 from tfsymadj.steps import ConstantSteps, PIController
 
-for _class in (ButcherTableau, ConstantSteps, PIController, NoGradient, *GRADIENTS.values()):
+_CLASSES = (ButcherTableau, ConstantSteps, Newton, NoGradient, PIController, *GRADIENTS.values())
+
+for _class in _CLASSES:
     keras.saving.register_keras_serializable(package="tfsymadj")(_class)
 
 

@@ -153,6 +153,10 @@ class _Loop:
     def _first(self, status):
         """The first slopes and the first step's size, as far as they are needed."""
         problem, evaluations, slopes, first_step = self._problem, 0, [], None
+        if problem.method.iterates:
+            dynamics = self._intervals.of(problem.dynamics, self._intervals.first)
+            suits = problem.method.suits(dynamics, problem.stops[0], problem.ys)
+            status = first_failure(status, suits, Status.NEWTON_FAILED)
         automatic = self._adaptive and problem.first_step is None
         if problem.method.fsal or automatic:
             # Outside of the loop, where the caller's tapes would see into it.
@@ -253,6 +257,7 @@ class _Loop:
             int(Status.NON_FINITE_STATE),
             int(Status.NON_FINITE_DYNAMICS),
         )
+        fine, reason = _solved(step, fine, reason, self._lanes)
         return _Verdict(accepted, control, first_failure(c.status, fine, reason))
 
     def _judge_error(self, c, trial, fine):
@@ -264,6 +269,8 @@ class _Loop:
                 f"with `batch_axis`, else one for all. Received: shape {norm.shape} of {controller}"
             )
         fine = tf.logical_and(fine, tf.math.is_finite(norm))
+        failure = int(Status.NON_FINITE_DYNAMICS)
+        fine, failure = _solved(trial.step, fine, failure, self._lanes)
         # Or infinity: not as a constant, which `enable_check_numerics` would find.
         one = tf.ones([], tf.float64)
         norm = tf.where(fine, norm, one) / tf.cast(fine, tf.float64)
@@ -274,7 +281,7 @@ class _Loop:
         stays = tf.equal(proposal.end, c.t)
         accepted = tf.logical_and(accepted, tf.logical_not(stays))
         stuck = tf.logical_or(stays, tf.logical_and(small, tf.logical_not(accepted)))
-        reason = tf.where(fine, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE_DYNAMICS))
+        reason = tf.where(fine, int(Status.STEP_UNDERFLOW), failure)
         return _Verdict(accepted, control, tf.where(stuck, reason, c.status))
 
     def _extend(self, c, trial, verdict):
@@ -440,3 +447,12 @@ class _Loop:
         t = tf.stop_gradient(mark.t) + (moves - tf.stop_gradient(moves))
         constants = tf.nest.map_structure(tf.stop_gradient, mark._replace(t=t, ys=[]))
         return constants._replace(t=t, ys=mark.ys)
+
+
+def _solved(step, fine, reason, lanes):
+    """Whether a step is fine and its equations are solved, and the reason if not."""
+    if step.converged is None:
+        return fine, reason
+    solved = step.converged if lanes else tf.reduce_all(step.converged)
+    lost = tf.logical_and(finite(step.increments, lanes), tf.logical_not(solved))
+    return tf.logical_and(fine, solved), tf.where(lost, int(Status.NEWTON_FAILED), reason)

@@ -2,12 +2,22 @@
 
 import functools
 
+from tfsymadj.methods.implicit import ImplicitRungeKutta
 from tfsymadj.methods.method import Method
+from tfsymadj.methods.newton import Newton
 from tfsymadj.methods.runge_kutta import ExplicitRungeKutta
 from tfsymadj.methods.tableaus import ButcherTableau
 from tfsymadj.methods.tables import METHODS
 
-__all__ = ["METHODS", "ButcherTableau", "ExplicitRungeKutta", "Method", "get_method"]
+__all__ = [
+    "METHODS",
+    "ButcherTableau",
+    "ExplicitRungeKutta",
+    "ImplicitRungeKutta",
+    "Method",
+    "Newton",
+    "get_method",
+]
 
 
 def get_method(method: str | ButcherTableau | Method) -> Method:
@@ -38,4 +48,6 @@ def get_method(method: str | ButcherTableau | Method) -> Method:
     return _of_tableau(METHODS[method])
 
 
-_of_tableau = functools.lru_cache(maxsize=256)(ExplicitRungeKutta)
+@functools.lru_cache(maxsize=256)
+def _of_tableau(tableau):
+    return (ExplicitRungeKutta if tableau.explicit else ImplicitRungeKutta)(tableau)

@@ -24,6 +24,8 @@ class Step(NamedTuple):
         slopes: the dynamics at the stages, lists of tensors; one more with a FSAL method, which
             takes it as the next step's first.
         evaluations: of the dynamics, int or int32 scalar.
+        converged: whether the equations of implicit stages were solved, a boolean scalar or one for
+            each lane; None without such stages.
     """
 
     ys: list
@@ -32,6 +34,7 @@ class Step(NamedTuple):
     stages: list
     slopes: list
     evaluations: Any
+    converged: Any = None
 
 
 class SlopeCotangents(NamedTuple):
@@ -68,7 +71,10 @@ class Method:
         dense: the continuous extension, an array `(slopes, powers)` of the coefficients of theta,
             theta^2, ...; None without. The last slope is that of a FSAL method.
         dense_order: its order, or None.
-        extends: whether the continuous extension takes evaluations of its own: see `extended`.
+        extends: whether the continuous extension takes evaluations of its own: see `extended`; its
+            last slope is one of the step's own in the adjoint.
+        iterates: whether a step solves equations, so that to take it again costs more than to keep
+            its stage values.
     """
 
     name: str
@@ -81,6 +87,7 @@ class Method:
     dense: np.ndarray | None = None
     dense_order: int | None = None
     extends: bool = False
+    iterates: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -108,6 +115,29 @@ class Method:
     def without_error(self) -> "Method":
         """The same method for steps of given sizes, for recomputation and for the adjoint."""
         return self
+
+    def suits(self, dynamics: Dynamics, t: tf.Tensor, ys: list) -> tf.Tensor:
+        """Whether the method can take steps of these dynamics, a boolean scalar.
+
+        It is asked once, at the solve's start, of a method that `iterates`.
+
+        Args:
+            dynamics: see `step`.
+            t: the time at which the solve starts.
+            ys: the state then.
+        """
+        return tf.constant(True)
+
+    def with_newton(self, newton: Any) -> "Method":
+        """The same method with another `Newton`.
+
+        Raises:
+            ValueError: if it has no equations to solve.
+        """
+        raise ValueError(
+            "`newton` is for implicit methods, such as 'kvaerno5'. "
+            f"Received: method={self.name!r}, newton={newton!r}"
+        )
 
     def step(
         self, dynamics: Dynamics, t: tf.Tensor, h: tf.Tensor, ys: list, first: list | None = None

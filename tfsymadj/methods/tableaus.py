@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods as data.
+"""Runge-Kutta methods as data, explicit and implicit ones.
 
 A table is checked when it is made, so a mistyped coefficient is an error at once and not a wrong
 solution later.
@@ -19,11 +19,11 @@ _MAX_ORDER = 10
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ButcherTableau:
-    """The coefficients of an explicit Runge-Kutta method.
+    """The coefficients of a Runge-Kutta method.
 
     A step of size h from (t, y) evaluates the dynamics f at the stages and combines them:
 
-        k_i = f(t + c_i h, y + h sum_{j<i} a_ij k_j),    y_next = y + h sum_i b_i k_i,
+        k_i = f(t + c_i h, y + h sum_j a_ij k_j),    y_next = y + h sum_i b_i k_i,
 
     with h sum_i b_error_i k_i as the estimate of the error. The notation and the order conditions
     are those of Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter II.
@@ -36,9 +36,11 @@ class ButcherTableau:
         name: the method's name.
         order: order of the solution with the weights `b`, from 1 to 10.
         c: the nodes, one for each row.
-        a: the rows of the strictly lower triangle: row i has i entries, row 0 is `()`. Rows beyond
-            those that have a weight in `b` are for `dense` alone: evaluated in those steps only
-            that have outputs inside.
+        a: the rows. Of an explicit method row i has i entries, row 0 is `()`, and rows beyond those
+            that have a weight in `b` are for `dense` alone: evaluated in those steps only that have
+            outputs inside. A row of i + 1 entries has one on the diagonal: its stage is the
+            solution of an equation, see `Newton`. Longer rows, up to the number of stages, make a
+            fully implicit method. Zeros at the end of a row count for nothing.
         b: the weights, one for each row of a step.
         b_error: `b` minus the weights of the embedded solution. Without it there is no error
             estimate, and the method takes steps of given sizes only.
@@ -86,7 +88,10 @@ class ButcherTableau:
         values = {
             "order": _as_order("order", self.order),
             "c": _as_floats("c", self.c),
-            "a": tuple(_as_floats(f"a[{i}]", row) for i, row in enumerate(_as_items("a", self.a))),
+            "a": tuple(
+                _without_zeros(_as_floats(f"a[{i}]", row), i)
+                for i, row in enumerate(_as_items("a", self.a))
+            ),
             "b": _as_floats("b", self.b),
         }
         if self.b_coarse is not None and self.b_error is None:
@@ -149,6 +154,31 @@ class ButcherTableau:
         return self.num_rows - self.fsal
 
     @property
+    def explicit(self):
+        """Whether each stage depends on earlier ones only."""
+        return all(len(row) == i for i, row in enumerate(self.a))
+
+    @functools.cached_property
+    def blocks(self):
+        """The stages that depend on each other, a tuple of ranges in their order.
+
+        Those of explicit and of diagonally implicit methods have one stage each.
+        """
+        found, end = [], 0
+        while end < len(self.a):
+            begin, end = end, end + 1
+            i = begin
+            while i < end:
+                i, end = i + 1, max(end, len(self.a[i]))
+            found.append(range(begin, end))
+        return tuple(found)
+
+    @property
+    def stiffly_accurate(self):
+        """Whether the last stage of an implicit method is the solution."""
+        return not self.explicit and self.a[-1] == self.b and self.c[-1] == 1
+
+    @property
     def adaptive(self):
         """Whether there is an error estimate to choose step sizes with."""
         return self.b_error is not None
@@ -181,18 +211,18 @@ class ButcherTableau:
         that has one. For any other stage the weight w_i of the symplectic adjoint is zero
         whatever the dynamics are, so the adjoint can leave it out.
         """
-        active = [False] * self.stages
-        for i in reversed(range(self.stages)):
-            later = (self.a[j][i] != 0 for j in range(i + 1, self.stages) if active[j])
-            active[i] = self.b[i] != 0 or any(later)
-        return tuple(active)
+        used = self.a_matrix[: self.stages, : self.stages] != 0
+        active = self.b_vector[: self.stages] != 0
+        for _ in range(self.stages):
+            active = active | used[active].any(0)
+        return tuple(active.tolist())
 
     @functools.cached_property
     def a_matrix(self):
         """The coefficients a_ij, a read-only float64 array; square, for rows of all kinds."""
         matrix = np.zeros([len(self.a), len(self.a)])
         for i, row in enumerate(self.a):
-            matrix[i, :i] = row
+            matrix[i, : len(row)] = row
         return _read_only(matrix)
 
     @functools.cached_property
@@ -232,15 +262,30 @@ class ButcherTableau:
 
     @functools.cached_property
     def _with_interpolant(self):
-        if self.dense is not None and self.fsal:
+        if self.dense is not None and (self.fsal or not self.explicit):
             return self
         if self.dense is not None:
             raise ValueError(
                 f"`dense` needs a FSAL row. Received: the method {self.name!r}, which has none"
             )
-        extended = self if self.fsal else self._with_fsal_row()
+        extended = self
+        if not self.explicit and (self.a[0] or self.c[0] != 0):
+            extended = extended._with_first_row()
+        if not (self.fsal or self.stiffly_accurate):
+            extended = extended._with_fsal_row()
         return dataclasses.replace(
             extended, dense=hermite(extended.b), dense_order=min(self.order, 3)
+        )
+
+    def _with_first_row(self):
+        """With a row of weight zero for the slope at the step's start."""
+        return dataclasses.replace(
+            self,
+            c=(0.0, *self.c),
+            a=((), *((0.0, *row) for row in self.a)),
+            b=(0.0, *self.b),
+            b_error=(0.0, *self.b_error) if self.adaptive else None,
+            b_coarse=None if self.b_coarse is None else (0.0, *self.b_coarse),
         )
 
     def _with_fsal_row(self):
@@ -253,12 +298,31 @@ class ButcherTableau:
             b_coarse=None if self.b_coarse is None else (*self.b_coarse, 0.0),
         )
 
+    @functools.cached_property
+    def filter(self):
+        """The coefficient of the matrix that error estimates are multiplied with, or None.
+
+        An embedded solution that is a stage of the method is as stable as that.
+        """
+        embedded = (self.b_vector - self.error_vector).tolist()
+        rows = self.a_matrix.tolist()
+        same = any(np.allclose(embedded, row, rtol=0.0, atol=1e-12) for row in rows)
+        numbers = set(np.diag(self.a_matrix).tolist()) - {0.0}
+        return None if same or len(numbers) != 1 else numbers.pop()
+
     def without_error(self):
         """The same method without error estimates, and without rows that don't serve its steps.
 
         Steps of given sizes, recomputation and the adjoint use it. It is made once.
         """
         return self._without_error
+
+    def as_used(self, estimates, interpolates):
+        """An implicit method with an error estimate and a continuous extension, or without."""
+        table = self._with_interpolant if interpolates else self
+        unused = () if estimates else ("b_error", "embedded_order", "b_coarse", "coarse_order")
+        unused += () if interpolates else ("dense", "dense_order")
+        return dataclasses.replace(table, **dict.fromkeys(unused))
 
     @functools.cached_property
     def _without_error(self):
@@ -284,11 +348,16 @@ class ButcherTableau:
                     f"Received: {value}"
                 )
         for i, row in enumerate(self.a):
-            if len(row) != i:
+            if not i <= len(row) <= max(s, i):
                 raise ValueError(
-                    f"`a[{i}]` must have {i} entries: methods are explicit, and a row holds what "
-                    f"is left of the diagonal. Received: {row}"
+                    f"`a[{i}]` must have {i} entries, left of the diagonal, or with an implicit "
+                    f"method more, but no more than the {s} stages. Received: {row}"
                 )
+        if rows > s and not self.explicit:
+            raise ValueError(
+                "`a` must not have rows beyond `b` with an implicit method. "
+                f"Received: {rows} rows in `a`, {s} entries in `b`"
+            )
 
     def _check_rows(self):
         for i, (node, row) in enumerate(zip(self.c, self.a, strict=True)):
@@ -345,6 +414,13 @@ class ButcherTableau:
                 f"{violation}. Check the coefficients or lower `dense_order`. "
                 f"Received: dense_order={self.dense_order}"
             )
+
+
+def _without_zeros(row, least):
+    """A row without zeros at its end, but of so many entries at least if it had them."""
+    while len(row) > least and row[-1] == 0:
+        row = row[:-1]
+    return row
 
 
 def _as_order(name, value):

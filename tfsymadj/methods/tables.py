@@ -1,5 +1,6 @@
 """The coefficients of the methods that have a name."""
 
+import math
 import types
 
 from tfsymadj.methods.interpolation import hermite, nested
@@ -593,6 +594,115 @@ DOP853 = ButcherTableau(
     coarse_order=3,
 )
 
+_TRBDF2_GAMMA = 1 - math.sqrt(0.5)
+_TRBDF2_WEIGHT = math.sqrt(0.125)
+
+# The trapezoidal rule to t + 2 gamma h, then BDF2; L-stable, with an estimate of order 3. Bank et
+# al., IEEE Transactions on Electron Devices 32 (1985), 1992-2007; as a Runge-Kutta method: Hosea,
+# Shampine, Applied Numerical Mathematics 20 (1996), 21-37.
+TRBDF2 = ButcherTableau(
+    name="trbdf2",
+    order=2,
+    c=(0, 2 * _TRBDF2_GAMMA, 1),
+    a=(
+        (),
+        (_TRBDF2_GAMMA, _TRBDF2_GAMMA),
+        (_TRBDF2_WEIGHT, _TRBDF2_WEIGHT, _TRBDF2_GAMMA),
+    ),
+    b=(_TRBDF2_WEIGHT, _TRBDF2_WEIGHT, _TRBDF2_GAMMA),
+    b_error=(
+        _TRBDF2_WEIGHT - (1 - _TRBDF2_WEIGHT) / 3,
+        _TRBDF2_WEIGHT - (1 + 3 * _TRBDF2_WEIGHT) / 3,
+        _TRBDF2_GAMMA - _TRBDF2_GAMMA / 3,
+    ),
+    embedded_order=2,
+)
+
+# The root of g^3 - 3 g^2 + 3/2 g - 1/6 that makes three implicit stages of order 3 L-stable.
+_KVAERNO3_GAMMA = 0.4358665215084590
+
+
+def _kvaerno3(g):
+    """ESDIRK 3/2 with four stages, of which the last but one is the embedded solution."""
+    embedded = ((6 * g - 1 - 4 * g * g) / (4 * g), (1 - 2 * g) / (4 * g), g)
+    b = (
+        (6 * g - 1) / (12 * g),
+        -1 / (12 * g * (2 * g - 1)),
+        (1 - 6 * g + 6 * g * g) / (3 * (1 - 2 * g)),
+        g,
+    )
+    return ButcherTableau(
+        name="kvaerno3",
+        order=3,
+        c=(0, 2 * g, 1, 1),
+        a=((), (g, g), embedded, b),
+        b=b,
+        b_error=tuple(x - y for x, y in zip(b, (*embedded, 0))),
+    )
+
+
+# Kvaerno, BIT Numerical Mathematics 44 (2004), 489-502.
+KVAERNO3 = _kvaerno3(_KVAERNO3_GAMMA)
+
+_KVAERNO5_EMBEDDED = (
+    0.13855640231268224,
+    0,
+    -0.04245337201752043,
+    0.02446657898003141,
+    0.61943039072480676,
+    0.26,
+)
+_KVAERNO5_B = (
+    0.13659751177640291,
+    0,
+    -0.05496908796538376,
+    -0.04118626728321046,
+    0.62993304899016403,
+    0.06962479448202728,
+    0.26,
+)
+
+# ESDIRK 5/4 with seven stages; likewise.
+KVAERNO5 = ButcherTableau(
+    name="kvaerno5",
+    order=5,
+    c=(0, 0.52, 1.230333209967908, 0.8957659843500759, 0.43639360985864756, 1, 1),
+    a=(
+        (),
+        (0.26, 0.26),
+        (0.13, 0.84033320996790809, 0.26),
+        (0.22371961478320505, 0.47675532319799699, -0.06470895363112615, 0.26),
+        (
+            0.16648564323248321,
+            0.10450018841591720,
+            0.03631482272098715,
+            -0.13090704451073998,
+            0.26,
+        ),
+        _KVAERNO5_EMBEDDED,
+        _KVAERNO5_B,
+    ),
+    b=_KVAERNO5_B,
+    b_error=tuple(x - y for x, y in zip(_KVAERNO5_B, (*_KVAERNO5_EMBEDDED, 0))),
+)
+
+# The Gauss method of one stage: symplectic, and its own partner.
+IMPLICIT_MIDPOINT = ButcherTableau(
+    name="implicit_midpoint", order=2, c=(1 / 2,), a=((1 / 2,),), b=(1,)
+)
+
+_GAUSS4_NODE = math.sqrt(3) / 6
+
+# That of two stages; Hammer, Hollingsworth, Mathematical Tables and other Aids to Computation 9
+# (1955), 92-96; Butcher, Mathematics of Computation 18 (1964), 50-64.
+GAUSS4 = ButcherTableau(
+    name="gauss4",
+    order=4,
+    c=(1 / 2 - _GAUSS4_NODE, 1 / 2 + _GAUSS4_NODE),
+    a=((1 / 4, 1 / 4 - _GAUSS4_NODE), (1 / 4 + _GAUSS4_NODE, 1 / 4)),
+    b=(1 / 2, 1 / 2),
+)
+
 #: The methods by their names.
 METHODS = types.MappingProxyType(
     {
@@ -612,6 +722,11 @@ METHODS = types.MappingProxyType(
             DOPRI5,
             DOPRI8,
             DOP853,
+            TRBDF2,
+            KVAERNO3,
+            KVAERNO5,
+            IMPLICIT_MIDPOINT,
+            GAUSS4,
         )
     }
 )

@@ -1,0 +1,337 @@
+"""Implicit Runge-Kutta steps and their symplectic partners."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj.arithmetic import (
+    add,
+    add_terms,
+    coefficients,
+    combine,
+    damped,
+    factors,
+    inner,
+    select,
+)
+from tfsymadj.methods.linear import times as product_of
+from tfsymadj.methods.method import Method, Step
+from tfsymadj.methods.newton import (
+    Block,
+    Newton,
+    Stages,
+    System,
+    join,
+    once,
+    solve_transposed,
+    split,
+    step_of,
+)
+from tfsymadj.methods.tableaus import ButcherTableau
+from tfsymadj.xla import repeated
+
+
+@dataclasses.dataclass(frozen=True)
+class ImplicitRungeKutta(Method):
+    """The method of a table with implicit stages.
+
+    All stages, those that are evaluated at the step's ends for a continuous extension included,
+    belong to their step: the first slope is taken from the step before where it is known, but its
+    derivative is that of an evaluation.
+
+    Args:
+        tableau: `ButcherTableau`.
+        newton: `Newton`.
+        estimates: whether steps estimate their errors, if the table can.
+        interpolates: whether there is a continuous extension.
+    """
+
+    tableau: ButcherTableau
+    newton: Newton = Newton()
+    estimates: bool = True
+    interpolates: bool = False
+
+    name = property(lambda self: self.tableau.name)
+    order = property(lambda self: self.tableau.order)
+    embedded_order = property(lambda self: self.table.error_order)
+    stages = property(lambda self: len(self.table.a))
+    adjoint_evaluations = property(lambda self: len(self.table.a))
+    dense_order = property(lambda self: self.table.dense_order)
+    extends = property(lambda self: self.interpolates)
+    evaluations = None
+    iterates = True
+
+    @property
+    def table(self):
+        """The table with all rows that a step has, and with what is used only."""
+        return _table(self.tableau, self.estimates, self.interpolates)
+
+    @property
+    def fsal(self):
+        starts = not self.table.a[0] and self.table.c[0] == 0
+        return starts and (self.table.stiffly_accurate or self.table.fsal)
+
+    @property
+    def dense(self):
+        return None if self.table.dense is None else np.array(self.table.dense)
+
+    def with_newton(self, newton):
+        return dataclasses.replace(self, newton=newton)
+
+    def with_interpolant(self, own_rows=True):
+        return dataclasses.replace(self, interpolates=True)
+
+    def without_interpolant(self):
+        return dataclasses.replace(self, interpolates=False)
+
+    def without_error(self):
+        return dataclasses.replace(self, estimates=False)
+
+    def suits(self, dynamics, t, ys):
+        return System(dynamics, ys, 0, self.newton).separate(t, ys)
+
+    def step(self, dynamics, t, h, ys, first=None):
+        tableau = self.table
+        system = System(dynamics, ys, h.shape.rank, self.newton)
+        solver = Stages(system, self.newton, t, h, ys)
+        stages, slopes, explicit = [], [], 0
+        for block in tableau.blocks:
+            with tf.name_scope(f"stage_{block[0] + 1}"):
+                if block[0] == 0 and first is not None:
+                    stages.append(ys)
+                    slopes.append(first)
+                    continue
+                rows = [tableau.a[i] for i in block]
+                bases = [
+                    add(ys, combine(coefficients(h, row[: block[0]], ys), slopes, ys))
+                    for row in rows
+                ]
+                ts = [t + tableau.c[i] * h for i in block]
+                if len(rows[0]) == block[0]:
+                    explicit += 1
+                    stages += bases
+                    slopes.append(dynamics(ts[0], bases[0]))
+                else:
+                    a = tableau.a_matrix[np.ix_(block, block)]
+                    before = stages[-1] if stages else ys
+                    found, values = solver.solve(dynamics, ts, a, bases, before)
+                    slopes += found
+                    stages += values
+        increments = combine(coefficients(h, tableau.b, ys), slopes, ys)
+        return Step(
+            ys=add(ys, increments),
+            increments=increments,
+            errors=self._errors(solver, h, ys, slopes) if tableau.adaptive else None,
+            stages=stages,
+            slopes=slopes,
+            evaluations=solver.evaluations + explicit,
+            converged=_all(solver.converged, h),
+        )
+
+    def _errors(self, solver, h, ys, slopes):
+        """The estimate of the error; constants for the derivative.
+
+        An embedded solution that is not stable for stiff components gives them an estimate that is
+        much too large. Where it is not a stage of the method, the estimate is multiplied by
+        (I - h a J)^-1 (Hosea, Shampine, Applied Numerical Mathematics 20 (1996), 21-37).
+        """
+        tableau = self.table
+        slopes = [[tf.stop_gradient(k) for k in slope] for slope in slopes]
+        errors = combine(coefficients(h, tableau.b_error, ys), slopes, ys)
+        if tableau.b_coarse is not None:
+            errors = damped(errors, combine(coefficients(h, tableau.b_coarse, ys), slopes, ys))
+        number = tableau.filter
+        return errors if number is None else solver.filtered(errors, number)
+
+    def adjoint(self, dynamics, t, h, stage, adjoints, sums, with_time=False, slopes=None):
+        """The symplectic partner of `step`, from lambda_{n+1} to lambda_n.
+
+        As that of explicit methods (see `ExplicitRungeKutta.adjoint`), where each block of stages
+        that depend on each other is a system of linear equations:
+
+            w_i = h (b_i lambda_{n+1} + sum_j a_ji l_j),   l_i = (df/dy(t_i, Y_i))^T w_i,
+            lambda_n = lambda_{n+1} + sum_i l_i.
+        """
+        partner = _Partner(self, dynamics, t, h, stage, adjoints, slopes)
+        times = [tf.zeros_like(h)] * 2 if with_time else []
+        if all(len(block) == 1 for block in self.table.blocks):
+            sums, times = partner.stage_by_stage(sums, times)
+        else:
+            sums, times = partner.block_by_block(sums, times)
+        found = sums._replace(times=times)
+        return tf.nest.pack_sequence_as(found, once(tf.nest.flatten(found)))
+
+
+class _Weights(NamedTuple):
+    """The solution of a block's equations.
+
+    Attributes:
+        block: `Block`.
+        ws: w of the stages, a list of states.
+        g: the right hand side, vectors.
+        w: the solution, likewise.
+        matrix: of the transposed equations.
+    """
+
+    block: Block
+    ws: list
+    g: tf.Tensor
+    w: tf.Tensor
+    matrix: tf.Tensor
+
+
+class _Partner:
+    """One step of the symplectic partner."""
+
+    def __init__(self, method, dynamics, t, h, stage, adjoints, slopes):
+        self._tableau, self._newton = method.table, method.newton
+        self._dynamics, self._stage, self._h = dynamics, stage, h
+        self._lanes = h.shape.rank
+        tableau = self._tableau
+        self._ts = t + h * tableau.c_vector.reshape([-1, *[1] * self._lanes])
+        weights = factors(h, tableau.b_vector, adjoints)
+        self._weights = [w * y for w, y in zip(weights, adjoints)]
+        if slopes is not None:
+            self._weights = [w + x for w, x in zip(self._weights, slopes.own)]
+        # From the first row that a stage may need to come to w: all others.
+        self._coupling = factors(h, tableau.a_matrix, adjoints)
+        start = stage(tf.zeros([], tf.int32))
+        self._system = System(dynamics, start, self._lanes, self._newton)
+        self._size = step_of(h, self._system)
+        if self._system.size:
+            x = self._system.pack(self._system.live_of(start))
+            self._jacobian = self._system.jacobian(self._ts[0], x)
+
+    def _solved(self, block, states, cotangents, matrix):
+        """w of a block of stages, from all of its equations but what they have of itself."""
+        system = self._system
+        packed = [system.pack(system.live_of(ys)) for ys in states]
+        g = join([system.pack(system.live_of(x)) for x in cotangents])
+        others = cotangents if system.others else None
+        found = solve_transposed(system, self._newton, block, self._size, packed, g, matrix, others)
+        ws = split(found.x, len(states))
+        ws = [system.joined(system.unpack(w), x) for w, x in zip(ws, cotangents)]
+        return _Weights(block, ws, g, found.x, found.matrix)
+
+    def _refined(self, found, products):
+        """The products l, without the error of w times the stiffness.
+
+        It is h sum_j a_ji l_j = w_i - g_i, too. What the products are wrong by is corrected by the
+        matrix, as in Newton's iteration: where it is small it counts, where it is large it does
+        not.
+        """
+        system, block = self._system, found.block
+        direct = [system.pack(system.live_of(x)) for x in products]
+        v = found.w - found.g
+        v += product_of(found.matrix, join(block.combined(self._size, direct, transposed=True)) - v)
+        refined = block.divided(self._size, v, direct)
+        return [system.joined(system.unpack(x), y) for x, y in zip(refined, products)]
+
+    def _product(self, t, node, ys, w, sums, times):
+        """l of a stage, and the sums with its part but that."""
+        found, values = self._dynamics.vjp(t, ys, w, with_values=bool(times))
+        if times:
+            (dt,), (start, step) = found.times, times
+            dt = tf.zeros_like(self._h) if dt is None else dt
+            # Not a chain of additions: see `arithmetic`.
+            step = step - (-node * dt - inner(w, values, self._lanes) / self._h)
+            times = [start + dt, step]
+        others = found._replace(ys=[None] * len(found.ys), times=[])
+        return found.ys, add_terms(sums, others), times
+
+    def block_by_block(self, sums, times):
+        """The sums with the parts of all stages, written out."""
+        tableau = self._tableau
+        weights = [list(x) for x in zip(*map(tf.unstack, self._weights))]
+        for indices in reversed(tableau.blocks):
+            first = indices[0]
+            ts = [self._ts[i] for i in indices]
+            states = [self._stage(tf.constant(i)) for i in indices]
+            ws, found = [weights[i] for i in indices], None
+            if len(tableau.a[first]) > first and self._system.size:
+                block = Block(ts, tableau.a_matrix[np.ix_(indices, indices)].tolist())
+                matrix = block.matrix(self._system, self._size, [self._jacobian])
+                found = self._solved(block, states, ws, matrix)
+                ws = found.ws
+            products = []
+            for i, t, ys, w in zip(indices, ts, states, ws):
+                product, sums, times = self._product(t, tableau.c[i], ys, w, sums, times)
+                products.append(product)
+            if found is not None:
+                products = self._refined(found, products)
+            for product in products:
+                sums = sums._replace(ys=add_terms(sums.ys, product))
+            for i in range(first):
+                for j, product in zip(indices, products):
+                    weights[i] = [
+                        x + c[j, i] * y for x, c, y in zip(weights[i], self._coupling, product)
+                    ]
+        return sums, times
+
+    def stage_by_stage(self, sums, times):
+        """The same for stages that are solved one at a time: a loop, as with explicit methods."""
+        tableau, count = self._tableau, len(self._tableau.a)
+        nodes, diagonal = tf.constant(tableau.c_vector), tf.constant(np.diag(tableau.a_matrix))
+        numbers = sorted({*np.diag(tableau.a_matrix).tolist()} - {0.0})
+        system, implicit = self._system, bool(self._system.size)
+        matrix = []
+        if implicit:
+            matrix = [self._block(0, numbers[0]).matrix(system, self._size, [self._jacobian])]
+
+        def body(k, variables):
+            cotangents, weights, sums, times, matrix = variables
+            i = count - 1 - k
+            ys = self._stage(i)
+            t, node, found = tf.gather(self._ts, i), tf.gather(nodes, i), None
+            if implicit:
+                found, matrix = self._one(i, ys, cotangents, matrix, diagonal, numbers)
+                (cotangents,) = found.ws
+            product, sums, times = self._product(t, node, ys, cotangents, sums, times)
+            if found is not None:
+                (product,) = self._refined(found, [product])
+            sums = sums._replace(ys=add_terms(sums.ys, product))
+            # c[i] has zeros where a stage does not need this one; its own entry counts no more.
+            weights = [w + tf.gather(c, i) * x for w, c, x in zip(weights, self._coupling, product)]
+            later = tf.maximum(i - 1, 0)
+            return [tf.gather(w, later) for w in weights], weights, sums, times, matrix
+
+        last = [w[count - 1] for w in self._weights]
+        _, _, sums, times, _ = repeated(
+            count, body, (last, self._weights, sums, times, matrix), "adjoint_of_stages"
+        )
+        return sums, times
+
+    def _block(self, i, number):
+        return Block([tf.gather(self._ts, i)], [[number]])
+
+    def _one(self, i, ys, cotangents, matrix, diagonal, numbers):
+        """w of one stage, and the matrix for the next ones."""
+        number = tf.gather(diagonal, i)
+        block, system = self._block(i, number), self._system
+        is_explicit = tf.equal(number, 0.0)
+        if len(numbers) == 1:
+            known = matrix[0]
+        else:
+            known = block.matrix(system, self._size, [self._jacobian])
+        identity = tf.eye(system.size, dtype=known.dtype) - tf.zeros_like(known)
+        known = tf.where(is_explicit, identity, known)
+        found = self._solved(block, [ys], [cotangents], known)
+        if len(numbers) == 1:
+            matrix = select(is_explicit, matrix, [tf.linalg.matrix_transpose(found.matrix)])
+        return found, matrix
+
+
+def _all(converged, h):
+    """Whether all stages have converged: one boolean, or one for each lane."""
+    fine = tf.ones_like(h, tf.bool)
+    for x in converged:
+        fine = tf.logical_and(fine, x if h.shape.rank else tf.reduce_all(x))
+    return fine
+
+
+@functools.lru_cache(maxsize=256)
+def _table(tableau, estimates, interpolates):
+    return tableau.as_used(estimates, interpolates)

@@ -1,0 +1,656 @@
+"""The equations of implicit stages: Newton's iteration, and their transposes for the adjoint.
+
+The stages of a block are k_i = f(t_i, Y_i) with Y_i = base_i + h sum_j a_ij k_j. The unknowns are
+z_i = h sum_j a_ij k_j, whose rounding errors don't grow with the stiffness:
+
+    z <- z + M (h A f(base + z) - z),    M = (I - h A x J)^-1  with  J = df/dy nearby.
+
+The limit does not depend on J, nor does its derivative: so that is exact where the iteration has
+converged to rounding, by the solution of the transposed equations
+
+    w_i - h sum_j a_ji J_j^T w_j = g_i,
+
+which the same matrix M preconditions (Hairer, Wanner, Solving Ordinary Differential Equations II,
+section IV.8, for the iteration).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfsymadj import _platform
+from tfsymadj.arithmetic import add, coefficients, combine, epsilon
+from tfsymadj.config import Configured, is_int, is_real
+from tfsymadj.methods.linear import inverse_of, times
+from tfsymadj.xla import repeated
+
+_JACOBIANS = ("dense", "whole")
+
+#: An update that is so much of the one before says that the matrix is a bad one.
+_SLOW = 0.2
+
+#: And so much, with the best matrix, that there is nothing left but rounding.
+_STAGNANT = 0.5
+
+
+class Newton(Configured):
+    """How the equations of an implicit method's stages are solved.
+
+    The first axis of the state counts as examples that don't depend on each other, if all of its
+    tensors on which the dynamics depend have the same first axis and at least one of them has
+    another one, too: each example has equations, and a Jacobian, of its own. Else, as with a state
+    of shape `(d,)`, all entries together are one system. Complex numbers are two real ones.
+
+    The iteration goes on until the update is rounding error: that makes gradients exact.
+
+    Args:
+        jacobian: how the Jacobian df/dy is found.
+
+            * `"dense"`: a matrix for each example, by d vector-Jacobian products of the batch, for
+              d entries; once a step, and again where convergence is slow. It is inverted in d^3
+              operations. At the solve's start a random product checks that no example depends on
+              others, or the status is `Status.NEWTON_FAILED`.
+            * `"whole"`: one matrix for the whole state, also if its first axis is shared by all.
+        tolerance: largest update, relative to the state, after which the iteration ends; None: it
+            goes on to rounding. The error of gradients is of the order of the tolerance, too.
+        max_iterations: after so many the stages count as not solved: an adaptive solve takes a
+            smaller step, else the status is `Status.NEWTON_FAILED`.
+
+    Raises:
+        ValueError: if an argument is none of these.
+
+    Example:
+
+    >>> import tfsymadj
+    >>> y = tfsymadj.odeint(
+    ...     lambda t, y: -1e6 * (y - 1.0), [0.0], [0.0, 1.0], method="kvaerno3",
+    ...     newton=tfsymadj.Newton(max_iterations=20),
+    ... )
+    >>> abs(float(y[-1, 0]) - 1.0) < 1e-5
+    True
+    """
+
+    def __init__(
+        self,
+        jacobian: str = "dense",
+        tolerance: float | None = None,
+        max_iterations: int = 50,
+    ):
+        if jacobian not in _JACOBIANS:
+            raise ValueError(f"`jacobian` must be one of {_JACOBIANS}. Received: {jacobian!r}")
+        if tolerance is not None and not (is_real(tolerance) and 0 < tolerance < 1):
+            raise ValueError(
+                f"`tolerance` must be a number between 0 and 1, or None. Received: {tolerance!r}"
+            )
+        if not is_int(max_iterations, 2):
+            raise ValueError(
+                f"`max_iterations` must be an integer, at least 2. Received: {max_iterations!r}"
+            )
+        self.jacobian = jacobian
+        self.tolerance = None if tolerance is None else float(tolerance)
+        self.max_iterations = int(max_iterations)
+
+    def get_config(self):
+        return {
+            "jacobian": self.jacobian,
+            "tolerance": self.tolerance,
+            "max_iterations": self.max_iterations,
+        }
+
+
+class System:
+    """The dynamics over vectors of real numbers: one for each system that is solved by itself.
+
+    Parts of the state that the dynamics don't depend on are no part of the vectors.
+
+    Args:
+        dynamics: `(t, ys) -> dys` over lists of tensors.
+        ys: the state, for its shapes.
+        lanes: 1 if steps have a time and a size for each entry of the first axis.
+        newton: `Newton`.
+    """
+
+    def __init__(self, dynamics, ys, lanes, newton):
+        self._dynamics, self._like = dynamics, ys
+        live = getattr(dynamics, "live", None)
+        self.live = list(range(len(ys))) if live is None else list(live)
+        self.others = [i for i in range(len(ys)) if i not in self.live]
+        self._parts = [ys[i] for i in self.live]
+        real = {y.dtype.real_dtype for y in self._parts}
+        self.dtype = tf.float64 if tf.float64 in real else tf.float32
+        self.apart = bool(lanes) or (newton.jacobian != "whole" and self._has_batch())
+        shapes = [y.shape[1:] if self.apart else y.shape for y in self._parts]
+        sizes = [shape.num_elements() for shape in shapes]
+        if None in sizes:
+            raise ValueError(
+                "`y0` must have a shape that is known, but for the examples of the first axis, with"
+                f" an implicit method. Received: shapes {[y.shape for y in self._parts]}"
+            )
+        self._sizes = [n for n, y in zip(sizes, self._parts) for _ in range(1 + y.dtype.is_complex)]
+        #: Of a vector.
+        self.size = sum(self._sizes)
+
+    def _has_batch(self):
+        ranks = [y.shape.rank for y in self._parts]
+        if not ranks or min(ranks) == 0 or max(ranks) < 2:
+            return False
+        return len({y.shape[0] for y in self._parts}) == 1
+
+    def pack(self, ys):
+        """The vectors `[systems, size]` of the live parts of a state."""
+        columns = []
+        for y, like in zip(ys, self._parts):
+            numbers = [tf.math.real(y), tf.math.imag(y)] if like.dtype.is_complex else [y]
+            for x in numbers:
+                size = self._sizes[len(columns)]
+                shape = tf.stack([tf.shape(like)[0], size]) if self.apart else [1, size]
+                columns.append(tf.cast(tf.reshape(x, shape), self.dtype))
+        return columns[0] if len(columns) == 1 else tf.concat(columns, 1)
+
+    def unpack(self, x):
+        """The live parts of the state of vectors."""
+        columns, found = iter(tf.split(x, self._sizes, 1)), []
+        for y in self._parts:
+            numbers = [
+                tf.reshape(tf.cast(next(columns), y.dtype.real_dtype), tf.shape(y))
+                for _ in range(1 + y.dtype.is_complex)
+            ]
+            part = tf.complex(*numbers) if y.dtype.is_complex else numbers[0]
+            found.append(tf.ensure_shape(part, y.shape))
+        return found
+
+    def live_of(self, ys):
+        """The live parts of a state."""
+        return [ys[i] for i in self.live]
+
+    def joined(self, live, others):
+        """The state of its live parts and a state that has the others."""
+        found = list(others)
+        for i, y in zip(self.live, live):
+            found[i] = y
+        return found
+
+    def slopes(self, t, x):
+        """The dynamics at vectors."""
+        zeros = [tf.zeros_like(y) for y in self._like]
+        return self._evaluate(t, x, zeros)
+
+    def _evaluate(self, t, x, zeros):
+        return self.pack(self.live_of(self._dynamics(t, self.joined(self.unpack(x), zeros))))
+
+    def vjp(self, t, x, cotangents, others=None):
+        """The product of cotangents and the Jacobian at `x`.
+
+        Args:
+            t: see `Method.step`.
+            x: vectors.
+            cotangents: likewise.
+            others: a state with cotangents of the parts that are not live, or None.
+        """
+        zeros = [tf.zeros_like(y) for y in self._like]
+        with self._substituted():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                values = self._dynamics(t, self.joined(self.unpack(x), zeros))
+                targets = [self.pack(self.live_of(values))]
+                weights = [cotangents]
+                if others is not None:
+                    targets += [values[i] for i in self.others]
+                    weights += [others[i] for i in self.others]
+            found = tape.gradient(targets, x, output_gradients=weights)
+        return tf.zeros_like(x) if found is None else tf.ensure_shape(found, x.shape)
+
+    def _substituted(self):
+        return self._dynamics.substituted() if hasattr(self._dynamics, "substituted") else _nothing
+
+    def jacobian(self, t, x):
+        """The matrices df/dy `[systems, size, size]`, row by row."""
+        n = self.size
+
+        def row(i, matrix):
+            here = tf.one_hot(i, n, dtype=self.dtype)
+            found = self.vjp(t, x, here * tf.ones_like(x))
+            at = tf.reshape(tf.equal(tf.range(n), i), [1, n, 1])
+            return tf.where(at, found[:, tf.newaxis, :], matrix)
+
+        empty = tf.zeros([1, n, 1], self.dtype) * x[:, tf.newaxis, :]
+        empty = tf.zeros_like(tf.ensure_shape(empty, [x.shape[0], n, n]))
+        return repeated(n, row, empty, "jacobian")
+
+    def separate(self, t, ys):
+        """Whether no system depends on another one, a boolean scalar: by one product."""
+        if not (self.apart and self.size):
+            return tf.constant(True)
+        x = self.pack(self.live_of(ys))
+        jacobian = self.jacobian(t, x)
+        numbers = tf.range(tf.size(x), dtype=self.dtype)
+        weights = tf.reshape(tf.cos(1.7 * numbers + 0.3), tf.shape(x))
+        product = self.vjp(t, x, weights)
+        found = tf.linalg.matvec(jacobian, weights, transpose_a=True)
+        scale = tf.reduce_max(tf.abs(jacobian), [1, 2]) * self.size
+        error = tf.reduce_max(tf.abs(product - found), 1)
+        # What is not finite is another matter.
+        return tf.logical_not(tf.reduce_any(error > epsilon(self.dtype) ** 0.5 * scale))
+
+
+class _Nothing:
+    def __enter__(self):
+        return None
+
+    def __exit__(self, *_):
+        return None
+
+
+_nothing = _Nothing()
+
+
+class Solved(NamedTuple):
+    """What an iteration has led to.
+
+    Attributes:
+        x: vectors.
+        matrix: the matrices that it ended with.
+        converged: for each system.
+        evaluations: of the dynamics, int32 scalar.
+    """
+
+    x: tf.Tensor
+    matrix: tf.Tensor
+    converged: tf.Tensor
+    evaluations: tf.Tensor
+
+
+class _Iteration(NamedTuple):
+    count: tf.Tensor
+    x: tf.Tensor
+    size: tf.Tensor  # of the last update
+    rate: tf.Tensor
+    settled: tf.Tensor
+    failed: tf.Tensor
+    fresh: tf.Tensor  # whether the matrix was made for this iterate
+    last: tf.Tensor  # update
+    last_fresh: tf.Tensor  # whether it was that of a matrix made for its iterate
+    matrix: tf.Tensor
+    renewed: tf.Tensor  # how often
+
+
+def converge(residual, x, matrix, renew, magnitude, newton, costs):
+    """x <- x + matrix residual(x), until that changes nothing but the rounding.
+
+    Args:
+        residual: callable, from vectors to vectors.
+        x: vectors to start from.
+        matrix: about the inverse of minus the residual's Jacobian.
+        renew: callable, from vectors to a better matrix.
+        magnitude: callable, from vectors to the magnitudes that an update is compared with.
+        newton: `Newton`.
+        costs: the evaluations of a residual, and of a matrix.
+
+    Returns:
+        `Solved`.
+    """
+    eps = epsilon(x.dtype)
+    tiny = float(np.finfo(x.dtype.as_numpy_dtype).tiny) ** 0.5
+    enough = 2.0 * eps if newton.tolerance is None else max(newton.tolerance, 2.0 * eps)
+
+    def body(c):
+        update = times(c.matrix, residual(c.x))
+        fine = tf.reduce_all(tf.math.is_finite(update), 1)
+        update = tf.where(fine[:, tf.newaxis], update, tf.zeros_like(update))
+        scale, change = magnitude(c.x), tf.abs(update)
+        largest = tf.reduce_max(scale, 1) + tiny
+        size = tf.reduce_max(change / (scale + (eps * eps) * largest[:, tf.newaxis]), 1)
+        overall = tf.reduce_max(change, 1) / largest
+        later = c.count > 0
+        rate = tf.where(later, size / (c.size + tiny), tf.ones_like(size))
+        slow = tf.logical_and(later, tf.logical_and(rate > _SLOW, c.rate > _SLOW))
+        ended = tf.logical_and(later, _is_rounding(size, overall, rate, c.fresh, eps))
+        settled = tf.logical_and(tf.logical_or(size <= enough, ended), fine)
+        settled = tf.logical_or(c.settled, settled)
+        failed = tf.logical_or(c.failed, tf.logical_not(fine))
+        # The last update led too far: it is halved if it was Newton's own, else taken back.
+        grows = tf.logical_and(tf.logical_and(later, rate >= 1.0), tf.logical_not(c.fresh))
+        grows = tf.logical_and(grows, tf.logical_not(tf.logical_or(settled, failed)))
+        halves = tf.logical_and(grows, c.last_fresh)
+        back = tf.where(halves[:, tf.newaxis], 0.5 * c.last, c.last)
+        moved = tf.where(grows[:, tf.newaxis], -back, update)
+        x = tf.where(c.settled[:, tf.newaxis], c.x, c.x + moved)
+        slow = tf.logical_or(
+            tf.logical_and(slow, tf.logical_not(grows)), tf.not_equal(grows, halves)
+        )
+        slow = tf.logical_and(slow, tf.logical_not(tf.logical_or(settled, failed)))
+        wanted = tf.reduce_any(slow)
+        matrix = tf.cond(
+            wanted,
+            lambda: tf.where(slow[:, tf.newaxis, tf.newaxis], renew(x), c.matrix),
+            lambda: c.matrix,
+        )
+        following = _Iteration(
+            count=c.count + 1,
+            x=x,
+            size=tf.where(grows, c.size, size),
+            rate=rate,
+            settled=settled,
+            failed=failed,
+            fresh=slow,
+            last=tf.where(grows[:, tf.newaxis], back, update),
+            last_fresh=tf.where(grows, halves, c.fresh),
+            matrix=matrix,
+            renewed=c.renewed + tf.cast(wanted, tf.int32),
+        )
+        return (following,)
+
+    none = tf.zeros_like(x[:, 0])
+    no = tf.zeros_like(none, tf.bool)
+    zero = tf.zeros([], tf.int32)
+    start = _Iteration(zero, x, none, none, no, no, no, tf.zeros_like(x), no, matrix, zero)
+    (c,) = tf.while_loop(
+        lambda c: tf.reduce_any(tf.logical_not(tf.logical_or(c.settled, c.failed))),
+        body,
+        (start,),
+        parallel_iterations=1,
+        maximum_iterations=newton.max_iterations,
+        name="newton",
+    )
+    return Solved(c.x, c.matrix, c.settled, c.count * costs[0] + c.renewed * costs[1])
+
+
+def _is_rounding(size, overall, rate, fresh, eps):
+    """Whether updates that get no smaller are rounding.
+
+    Args:
+        size: of the update, relative to the entries.
+        overall: likewise, to the largest one: an entry that is small by cancellation never gets
+            more exact than others.
+        rate: the ratio of this and the last `size`.
+        fresh: whether the matrix is that of this very point.
+        eps: of the dtype.
+    """
+    near = tf.logical_or(size <= eps**0.5, overall <= 128.0 * eps)
+    stagnant = tf.logical_and(tf.logical_and(fresh, rate >= _STAGNANT), near)
+    return tf.logical_or(stagnant, tf.logical_and(rate > _SLOW, size <= 32.0 * eps))
+
+
+class Block(NamedTuple):
+    """Stages that depend on each other.
+
+    Attributes:
+        ts: their times, a list.
+        a: their coefficients, nested lists of numbers or scalars.
+    """
+
+    ts: list
+    a: Any
+
+    def matrix(self, system, h, jacobians, by_row=False):
+        """The inverse of I - h (a_ij J_j), or of I - h (a_ij J_i).
+
+        Args:
+            system: `System`.
+            h: as of `step_of`.
+            jacobians: list of one for each stage, or of one for all.
+            by_row: which of the two.
+        """
+        count = len(self.ts)
+        jacobians = jacobians if len(jacobians) == count else jacobians * count
+        rows = []
+        for i in range(count):
+            blocks = [
+                (h * self._number(i, j, h))[..., tf.newaxis] * jacobians[i if by_row else j]
+                for j in range(count)
+            ]
+            rows.append(blocks[0] if count == 1 else tf.concat(blocks, 2))
+        product = rows[0] if count == 1 else tf.concat(rows, 1)
+        return inverse_of(tf.eye(count * system.size, dtype=product.dtype) - product)
+
+    def _number(self, i, j, h):
+        number = self.a[i][j]
+        # A Python number would be rounded to float32 first.
+        return tf.cast(number, h.dtype) if tf.is_tensor(number) else tf.constant(number, h.dtype)
+
+    def combined(self, h, xs, transposed=False):
+        """h sum_j a_ij x_j for each i, or with a_ji."""
+        count, found = len(self.ts), []
+        for i in range(count):
+            total = None
+            for j in range(count):
+                number = h * self._number(*((j, i) if transposed else (i, j)), h)
+                total = number * xs[j] if total is None else total - (-number) * xs[j]
+            found.append(total)
+        return found
+
+    def divided(self, h, x, others):
+        """y with h sum_j a_ji y_j = x_i, a list; where h or a single a is zero, `others`."""
+        count = len(self.ts)
+        if count == 1:
+            size, inverse = h * self._number(0, 0, h), [[1.0]]
+        else:
+            size, inverse = h, np.linalg.inv(np.transpose(self.a)).tolist()
+        proper = tf.not_equal(size, 0.0)
+        size = tf.where(proper, size, tf.ones_like(size))
+        found = Block(self.ts, inverse).combined(1.0 / size, split(x, count))
+        return [tf.where(proper, y, other) for y, other in zip(found, others)]
+
+
+def step_of(h, system):
+    """The step's size in the dtype of vectors, `[1, 1]` or `[systems, 1]`."""
+    return tf.reshape(tf.cast(h, system.dtype), [-1, 1])
+
+
+def split(x, count):
+    """A vector of all stages as a list of those of each."""
+    return [x] if count == 1 else tf.split(x, count, 1)
+
+
+def join(xs):
+    """The inverse of `split`."""
+    return xs[0] if len(xs) == 1 else tf.concat(xs, 1)
+
+
+def solve_transposed(system, newton, block, h, states, cotangents, matrix, others=None):
+    """w with w_i - h sum_j a_ji J_j^T w_j = g_i; NaN where there is none to be found.
+
+    Args:
+        system: `System`.
+        newton: `Newton`.
+        block: `Block`.
+        h: as of `step_of`.
+        states: list of vectors, the stage values.
+        cotangents: g, vectors of all stages.
+        matrix: about the inverse of I - h (a_ij J_i).
+        others: for each stage the cotangents of the parts that are not live, or None.
+
+    Returns:
+        `Solved`, whose matrix is that of the transposed equations.
+    """
+    count = len(block.ts)
+    others = [None] * count if others is None else others
+
+    def residual(w):
+        ws = split(w, count)
+        products = [
+            system.vjp(t, y, x, other) for t, y, x, other in zip(block.ts, states, ws, others)
+        ]
+        return cotangents - w - (-join(block.combined(h, products, transposed=True)))
+
+    def renew(_):
+        jacobians = [system.jacobian(t, y) for t, y in zip(block.ts, states)]
+        return tf.linalg.matrix_transpose(block.matrix(system, h, jacobians, by_row=True))
+
+    matrix = tf.linalg.matrix_transpose(matrix)
+    start = times(matrix, cotangents)
+    found = converge(residual, start, matrix, renew, tf.abs, newton, (count, count * system.size))
+    # Not as a constant: see `failures.nan_where`.
+    lost = tf.sqrt(tf.cast(tf.where(found.converged, 0.0, -1.0), start.dtype))
+    return found._replace(x=found.x + lost[:, tf.newaxis])
+
+
+class Stages:
+    """The implicit stages of one step.
+
+    Args:
+        system: `System`.
+        newton: `Newton`.
+        t: see `Method.step`.
+        h: likewise.
+        ys: likewise.
+    """
+
+    def __init__(self, system, newton, t, h, ys):
+        self._system, self._newton = system, newton
+        self._t, self._h, self._ys = t, h, ys
+        self._size = tf.stop_gradient(step_of(h, system))
+        self._matrices = {}
+        self.converged = []
+        self.evaluations = tf.zeros([], tf.int32)
+        if system.size:
+            self._start = tf.stop_gradient(system.pack(system.live_of(ys)))
+            jacobian = system.jacobian(tf.stop_gradient(t), self._start)
+            self._jacobian = tf.stop_gradient(jacobian)
+            self.evaluations += system.size
+
+    def _matrix(self, a, block):
+        key = tuple(a.ravel())
+        if key not in self._matrices:
+            matrix = block.matrix(self._system, self._size, [self._jacobian])
+            self._matrices[key] = tf.stop_gradient(matrix)
+        return self._matrices[key]
+
+    def filtered(self, errors, a):
+        """Errors times the matrix of a stage with this coefficient."""
+        system = self._system
+        if not system.size:
+            return errors
+        matrix = self._matrix(np.array([[a]]), Block([self._t], [[a]]))
+        found = times(matrix, system.pack(system.live_of(errors)))
+        return system.joined(system.unpack(found), errors)
+
+    def solve(self, dynamics, ts, a, bases, before):
+        """The slopes and the values of a block of stages, differentiable.
+
+        Args:
+            dynamics: `(t, ys) -> dys`.
+            ts: list of the stages' times.
+            a: array of their coefficients.
+            bases: for each the state that the earlier stages lead to.
+            before: the state that the iteration starts at.
+        """
+        system, count = self._system, len(ts)
+        if not system.size:
+            slopes = [dynamics(t, base) for t, base in zip(ts, bases)]
+            return slopes, self._values(a, bases, slopes)
+        constant = [tf.stop_gradient(t) for t in ts]
+        block = Block(constant, a.tolist())
+        packed = [tf.stop_gradient(system.pack(system.live_of(base))) for base in bases]
+        found = self._converged(block, a, packed, before)
+        z = tf.stop_gradient(found.x)
+        matrix = tf.stop_gradient(found.matrix)
+        self._matrices[tuple(a.ravel())] = matrix
+        # One more update, by the evaluation that the derivative needs.
+        live = [system.unpack(k) for k in self._slopes_of(a, z, None)]
+        nearly = [system.joined(k, [tf.zeros_like(y) for y in self._ys]) for k in live]
+        values = self._values(a, bases, nearly)
+        slopes = [dynamics(t, value) for t, value in zip(ts, values)]
+        self.evaluations += count
+        there = [tf.stop_gradient(system.pack(system.live_of(k))) for k in slopes]
+        update = times(matrix, join(block.combined(self._size, there)) - z)
+        fine = tf.reduce_all(tf.math.is_finite(update), 1, keepdims=True)
+        # What is not finite by itself stays so.
+        bad = tf.reduce_sum(0.0 * join(there), 1, keepdims=True)
+        z += tf.where(fine, update, tf.zeros_like(update)) + bad
+        states = [x + dz for x, dz in zip(packed, split(z, count))]
+        solved = [system.unpack(k) for k in self._slopes_of(a, z, there)]
+        solved = self._differentiable(block, a, matrix, states, slopes, solved)
+        if system.others:
+            nearly = [system.joined(k, others) for k, others in zip(solved, slopes)]
+            values = self._values(a, bases, nearly)
+            slopes = [dynamics(t, value) for t, value in zip(ts, values)]
+            self.evaluations += count
+        slopes = [system.joined(k, others) for k, others in zip(solved, slopes)]
+        return slopes, self._values(a, bases, slopes)
+
+    def _converged(self, block, a, packed, before):
+        system, count, size = self._system, len(block.ts), self._size
+
+        def residual(z):
+            zs = split(z, count)
+            slopes = [system.slopes(t, x + dz) for t, x, dz in zip(block.ts, packed, zs)]
+            return join(block.combined(size, slopes)) - z
+
+        def renew(z):
+            jacobians = [
+                system.jacobian(t, x + dz) for t, x, dz in zip(block.ts, packed, split(z, count))
+            ]
+            return block.matrix(system, size, jacobians)
+
+        base, known = join(packed), tf.abs(join([self._start] * count))
+
+        def magnitude(z):
+            return tf.maximum(tf.abs(base + z), known)
+
+        before = tf.stop_gradient(system.pack(system.live_of(before)))
+        found = converge(
+            residual,
+            join([before] * count) - base,
+            self._matrix(a, block),
+            renew,
+            magnitude,
+            self._newton,
+            (count, count * system.size),
+        )
+        self.converged.append(found.converged)
+        self.evaluations += found.evaluations
+        return found
+
+    def _slopes_of(self, a, z, slopes):
+        """k with h A k = z, a list; where h is zero, these slopes."""
+        proper = tf.not_equal(self._size, 0.0)
+        size = tf.where(proper, self._size, tf.ones_like(self._size))
+        inverse = np.linalg.inv(a)
+        zs, found = split(z, len(a)), []
+        for i in range(len(a)):
+            total = None
+            for j, x in enumerate(zs):
+                term = inverse[i, j] * x
+                total = term if total is None else total - (-term)
+            none = tf.zeros_like(total) if slopes is None else slopes[i]
+            found.append(tf.where(proper, total / size, none))
+        return found
+
+    def _values(self, a, bases, slopes):
+        """base_i + h sum_j a_ij k_j."""
+        return [
+            add(base, combine(coefficients(self._h, row, self._ys), slopes, self._ys))
+            for base, row in zip(bases, a)
+        ]
+
+    def _differentiable(self, block, a, matrix, states, slopes, solved):
+        """The slopes `solved`, with the derivative that the equations give them."""
+        system, newton, size, count = self._system, self._newton, self._size, len(states)
+        outputs = [tf.stop_gradient(k) for live in solved for k in live]
+        inputs = [k for full in slopes for k in system.live_of(full)]
+        parts = len(system.live)
+
+        def backward(cotangents):
+            per_stage = [cotangents[i * parts : (i + 1) * parts] for i in range(count)]
+            g = join([system.pack(x) for x in per_stage])
+            found = solve_transposed(system, newton, block, size, states, g, matrix)
+            ws = [w for x in split(found.x, count) for w in system.unpack(x)]
+            return once(ws)
+
+        found = _platform.with_gradient(outputs, inputs, backward)
+        found = [tf.ensure_shape(k, like.shape) for k, like in zip(found, outputs)]
+        return [found[i * parts : (i + 1) * parts] for i in range(count)]
+
+
+def once(xs):
+    """Gradients that can't be differentiated again."""
+
+    def refuse(_):
+        raise RuntimeError(
+            "Implicit methods have no second derivatives; use an explicit `method`, such as "
+            "'dopri5'."
+        )
+
+    return _platform.with_gradient([tf.identity(x) for x in xs], xs, refuse)
