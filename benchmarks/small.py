@@ -16,6 +16,8 @@ import turns
 from turns import Case
 from workloads import SERIES
 
+SHARED = [name for name, series in SERIES.items() if series.spread == 1.0]
+
 LARGEST_LOSS_DIFFERENCE = 0.02  # relative: each package takes steps of its own
 CASES = [
     Case("tfsymadj, XLA", "tensorflow", "auto-xla", dict(color="#0072B2", marker="o")),
@@ -56,7 +58,7 @@ def plot(ms, cases, problems, caption, path):
 def parse():
     """The options."""
     parser = common.parser(__doc__)
-    parser.add_argument("--problems", nargs="+", default=list(SERIES), choices=list(SERIES))
+    parser.add_argument("--problems", nargs="+", default=SHARED, choices=SHARED)
     parser.add_argument("--only", nargs="+", help="cases whose names contain one of these")
     parser.add_argument("--rounds", type=int, default=5, help="of measuring (default: 5)")
     common.add_peers(parser)

@@ -120,6 +120,8 @@ METHODS = [
     slow(dict(method="tsit5", **ADAPTIVE)),
     slow(dict(method="fehlberg45", **ADAPTIVE)),
     slow(dict(method="dopri5", num_steps=2)),
+    slow(dict(method="kvaerno3", **ADAPTIVE | dict(max_steps=300))),
+    slow(dict(method="gauss4", num_steps=2)),
     slow(dict(method="dopri5", max_step=0.1, first_step=0.01, **ADAPTIVE)),
 ]
 
@@ -244,6 +246,59 @@ def test_jumps_of_each_example(options, outputs):
         if count == 4:  # else the last output counts once more
             np.testing.assert_allclose(found[1][b : b + 1], alone, rtol=1e-10)
     assert not np.any(found[1][3])
+
+
+@pytest.mark.parametrize(
+    "mode, options",
+    [
+        ("graph", ADAPTIVE),
+        slow("xla", ADAPTIVE),
+        slow("graph", dict(outputs="step", gradient=SymplecticAdjoint(11), **ADAPTIVE)),
+        slow("graph", dict(method="rk4", num_steps=9)),
+        slow("graph", dict(method="dop853", **ADAPTIVE)),
+    ],
+)
+@pytest.mark.parametrize("terminal", [True, slow(False)])
+def test_events_of_each_example(mode, options, terminal):
+    frequencies = tf.constant([1.3, 0.6, 2.9, 0.01], tf.float64)  # the last one has none
+    level = tf.constant([0.1, 0.2, -0.3, 0.0], tf.float64)
+    y0 = tf.constant([[1.0, 0.0], [1.0, 0.3], [0.8, 0.0], [1.0, 0.0]], tf.float64)
+    t = np.linspace(0.0, 4.0, 9)
+
+    def solve(axis, y0, w, level):
+        def dynamics(t, y, w):
+            return tf.stack([y[..., 1], -w * w * y[..., 0]], -1)
+
+        def compute():
+            event = tfsymadj.Event(
+                lambda t, y, level: y[..., 0] - level, terminal=terminal, args=(level,)
+            )
+            with tf.GradientTape() as tape:
+                tape.watch([y0, w, level])
+                solution = tfsymadj.solve(
+                    dynamics, y0, t, args=(w,), event=event, batch_axis=axis, **options
+                )
+                found, zero = solution.event, tf.zeros([], tf.float64)
+                value = tf.reduce_sum(tf.where(found.index >= 0, found.t, zero))
+                some = tf.reshape(found.index >= 0, [-1, 1])
+                value += tf.reduce_sum(tf.where(some, tf.reshape(found.y, [-1, 2]), zero) ** 2)
+                reached = tf.where(tf.math.is_nan(solution.y), zero, solution.y)
+                value += tf.reduce_sum(reached**2)
+            return solution, tape.gradient(value, [y0, w, level])
+
+        return run(compute, mode)
+
+    solution, found = solve(0, y0, frequencies, level)
+    assert list(solution.event.index.numpy()) == [0, 0, 0, -1]
+    assert solution.success.numpy().all()
+    for b in (0, 3):
+        one, alone = solve(None, y0[b], frequencies[b], level[b])
+        np.testing.assert_allclose(solution.event.t[b], one.event.t, rtol=1e-12)
+        np.testing.assert_allclose(solution.event.y[b], one.event.y, rtol=1e-11, atol=1e-14)
+        np.testing.assert_allclose(solution.y[:, b], one.y, rtol=1e-11, atol=1e-14)
+        assert solution.stats.num_accepted[b] == one.stats.num_accepted
+        for a, c in zip(found, alone):
+            np.testing.assert_allclose(a[b], c, rtol=1e-9, atol=1e-11)
 
 
 def blow_up(t, y, rates):

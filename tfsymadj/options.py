@@ -261,10 +261,6 @@ class Options(Configured):
             raise ValueError(
                 f"`batch_axis` must be 0, the first axis, or None. Received: {self.batch_axis!r}"
             )
-        if self.event is not None:
-            raise ValueError(
-                f"`event` can't be given together with `batch_axis`. Received: event={self.event!r}"
-            )
         if self.dense or self.outputs == "steps":
             raise ValueError(
                 "`batch_axis` can't be given together with `dense` or `outputs='steps'`. "

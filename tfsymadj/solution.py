@@ -93,6 +93,8 @@ class Stats(NamedTuple):
 class Occurrence(NamedTuple):
     """The event that a solve met: the one that ended it, else the first one.
 
+    With `batch_axis` there is one for each example.
+
     Attributes:
         index: int32 scalar, the number of the `Event`; -1 if there was none.
         t: its time, float64 scalar; NaN if there was none.

@@ -284,7 +284,14 @@ def _watch(functions, event_args, state, ys, solver, caller):
     if not functions:
         return None
     closed = [
-        close(as_function(function, state, args), ys, function(), caller, solver.jit_compile)
+        close(
+            as_function(function, state, args, solver.lanes),
+            ys,
+            function(),
+            caller,
+            solver.jit_compile,
+            solver.lanes,
+        )
         for function, args in zip(functions, event_args)
     ]
     return Watch(

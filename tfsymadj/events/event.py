@@ -14,8 +14,9 @@ class Event:
 
     Args:
         function: callable `(t, y, *args) -> scalar`, called like the dynamics; its roots are
-            looked for. What it closes over, variables too, is differentiated. A function that
-            jumps, such as one made of booleans, is found, but has no derivative: NaN.
+            looked for. With `batch_axis` it returns a number for each example, `(batch,)`. What it
+            closes over, variables too, is differentiated. A function that jumps, such as one made
+            of booleans, is found, but has no derivative: NaN.
         direction: 1: from negative to positive as the solve goes on, -1: the other way, 0: both.
         terminal: whether the solve ends there.
         args: nest of tensors; a tuple or list is passed as positional arguments.
@@ -55,13 +56,15 @@ class Event:
         )
 
 
-def as_function(function, like, args):
-    """`(t, ys) -> [value]` over lists of tensors; the value is a float64 scalar.
+def as_function(function, like, args, lanes=0):
+    """`(t, ys) -> [value]` over lists of tensors; the value is a float64 scalar, or with lanes a
+    vector with one for each example.
 
     Args:
         function: callable that returns the function of an event.
         like: the nest of the state.
         args: tuple of further arguments.
+        lanes: 1 with lanes.
     """
     likes = tf.nest.flatten(like)
     state = _platform.CallState()
@@ -76,11 +79,13 @@ def as_function(function, like, args):
             real = value.dtype.is_floating
         except (TypeError, ValueError):
             real = False
-        if not real or not value.shape.is_compatible_with([]):
+        shape = ys[0].shape[:lanes]
+        if not real or not value.shape.is_compatible_with(shape):
+            what = "vector with a number for each example" if lanes else "scalar"
             raise ValueError(
-                "The function of an `Event` must return a real scalar, whose sign changes. "
+                f"The function of an `Event` must return a real {what}, whose sign changes. "
                 f"Received: {value!r}"
             )
-        return [tf.ensure_shape(tf.cast(value, tf.float64), [])]
+        return [tf.ensure_shape(tf.cast(value, tf.float64), shape)]
 
     return evaluate

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsymadj import _platform
-from tfsymadj.arithmetic import EPSILON, accumulator, entry
+from tfsymadj.arithmetic import EPSILON, accumulator, entry, quotient
 from tfsymadj.dynamics.closing import Sources, apart
 from tfsymadj.loop.failures import is_success, nan_where
 from tfsymadj.methods.extension import Extension
@@ -49,8 +49,8 @@ def with_event(problem, outcome, gradient):
     lost = tf.logical_not(tf.logical_and(mark.found, is_success(outcome.status)))
     occurrence = Occurrence(
         index=tf.where(lost, -1, index),
-        t=t + nan_where(lost, t.dtype, 0),
-        y=[y + nan_where(lost, y.dtype, 0) for y in ys],
+        t=t + nan_where(lost, t.dtype, t.shape.rank),
+        y=[y + nan_where(lost, y.dtype, y.shape.rank) for y in ys],
     )
     return _completed(problem, _counted(problem, outcome), t, ys, part), occurrence
 
@@ -104,7 +104,8 @@ class _Last:
             between=tf.concat([[t], tf.clip_by_value(times, first, last), [end]], 0),
             controller=ConstantSteps(1).for_method(self._problem.method),
             max_steps=1,
-            known_length=True,
+            known_length=not self._problem.lanes,
+            last=None,
             first_step=None,
             max_step=None,
             with_time=True,
@@ -155,14 +156,15 @@ def _on_extension(last, problem, mark):
     extension, count = Extension(method.dense), len(watch.functions)
 
     def values(times):
-        inside = extension.states(h, ys, slopes, (times - t) / h)
+        inside = extension.states(h, ys, slopes, quotient(times - t, h))
         states = [[x[e] for x in inside] for e in range(count)]
         found = [f(times[e], states[e])[0] for e, f in enumerate(watch.functions)]
         return tf.stack(found)
 
-    a, b = (tf.fill([count], mark.bracket[i]) for i in (0, 1))
+    ends, crossed = tf.unstack(mark.bracket, axis=-1), tf.transpose(mark.crossed)
+    a, b = (tf.stack([x] * count) for x in ends)
     bracket = _Bracket(a, b, values(a), values(b))
-    proper = tf.logical_and(mark.crossed, tf.not_equal(bracket.at_a, 0.0))
+    proper = tf.logical_and(crossed, tf.not_equal(bracket.at_a, 0.0))
     # The secant steps do the rest.
     tiny = 1e-10 * tf.abs(h)
 
@@ -176,7 +178,7 @@ def _on_extension(last, problem, mark):
         difference = at_b - at_a
         safe = tf.where(tf.equal(difference, 0.0), tf.ones_like(difference), difference)
         fraction = tf.clip_by_value(-at_a / safe, 1e-3, 1.0 - 1e-3)
-        fraction = tf.where(tf.equal(n % 3, 2), tf.fill([count], half), fraction)
+        fraction = tf.where(tf.equal(n % 3, 2), half, fraction)
         x = a + fraction * (b - a)
         at_x = values(x)
         left = tf.equal(tf.sign(at_x), tf.sign(at_a))  # the root is beyond x
@@ -196,8 +198,8 @@ def _on_extension(last, problem, mark):
         maximum_iterations=_MOST_STEPS,
         name="root",
     )
-    ahead = tf.where(mark.crossed, bracket.b, mark.bracket[1] + h) * tf.sign(h)
-    index = tf.argmin(ahead, output_type=tf.int32)
+    ahead = tf.where(crossed, bracket.b, ends[1] + h) * tf.sign(h)
+    index = tf.argmin(ahead, 0, output_type=tf.int32)
     root = tf.stop_gradient(entry(bracket.b, index))
     return root, index, tf.stop_gradient(_slope(values, count, root, h, index))
 
@@ -206,7 +208,7 @@ def _slope(values, count, root, h, index):
     """Of a function along the extension, by a difference; zero where the function jumps."""
     slopes = []
     for distance in (1e-2, 1e-3):
-        before, after = (values(tf.fill([count], root + d * h)) for d in (-distance, distance))
+        before, after = (values(tf.stack([root + d * h] * count)) for d in (-distance, distance))
         slopes.append(entry(after - before, index) / (2.0 * distance * h))
     wide, narrow = slopes
     agree = tf.abs(narrow - wide) <= 0.5 * tf.abs(narrow)
@@ -217,7 +219,7 @@ def _without_derivative(condition, xs):
     """The tensors; what is differentiated through them becomes NaN where the condition holds."""
 
     def backward(cotangents):
-        return [g + nan_where(condition, g.dtype, 0) for g in cotangents]
+        return [g + nan_where(condition, g.dtype, g.shape.rank) for g in cotangents]
 
     return _platform.with_gradient([tf.identity(x) for x in xs], xs, backward)
 
@@ -254,8 +256,10 @@ def _completed(problem, outcome, t, ys, part):
         rows = ys if part is None else part
         times = outcome.times
     new = tf.logical_and(stopped, beyond)
-    merged = [
-        tf.where(tf.reshape(new, [-1, *[1] * (y.shape.rank - 1)]), x, y)
-        for x, y in zip(rows, outcome.ys)
-    ]
+    merged = [tf.where(_beside(new, y.shape.rank), x, y) for x, y in zip(rows, outcome.ys)]
     return outcome._replace(ys=merged, stats=stats, times=times)
+
+
+def _beside(mask, rank):
+    """A mask of outputs, or of outputs and lanes, to select entries of this rank."""
+    return tf.reshape(mask, tf.concat([tf.shape(mask), [1] * (rank - mask.shape.rank)], 0))

@@ -56,8 +56,10 @@ class Sweep:
         #: The number of steps of each lane; there are as many as of the longest.
         self._counts = self._accepted
         if problem.lanes:
-            self._counts = tf.where(is_success(outcome.status), self._accepted, 0)
-            self._accepted = self._written = tf.reduce_max(self._counts)
+            fine = is_success(outcome.status)
+            self._counts = tf.where(fine, self._accepted, 0)
+            self._written = tf.reduce_max(tf.where(fine, self._written, 0))
+            self._accepted = tf.reduce_max(self._counts)
         count = len(outcome.ys)
         self._cotangents, self._of_mark = cotangents[:count], cotangents[count:]
         self._mark = outcome.mark
@@ -323,6 +325,8 @@ class Sweep:
         if self._mark is None:
             return adjoints
         here = tf.equal(self._mark.number, n)
+        if self._problem.lanes:
+            return add(adjoints, only_where(here, self._of_mark))
         return [
             a + tf.where(here, g, tf.zeros([], g.dtype)) for a, g in zip(adjoints, self._of_mark)
         ]

@@ -129,9 +129,8 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
         return ids, flat, tf.gather(tf.reshape(self._times, [-1]), flat)
 
     def _weights(self, theta, h, powers="value"):
-        """`Extension.weights` for `[block, lanes]`, h times as much for the value."""
-        weights = self._extension.weights(tf.reshape(theta, [-1]), powers)
-        weights = tf.reshape(weights, tf.concat([tf.shape(theta), [-1]], 0))
+        """`Extension.lane_weights`, h times as much for the value."""
+        weights = self._extension.lane_weights(theta, powers)
         return h[:, tf.newaxis] * weights if powers == "value" else weights
 
     def write(self, held, taken):
@@ -152,7 +151,7 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
             for powers in ("value", "rate")[: 1 + self._with_rates]:
                 weights = self._weights(theta, h, powers)
                 for i, y in enumerate(taken.ys):
-                    x = _combined(weights, [slope[i] for slope in taken.slopes])
+                    x = self._extension.lane_combined(weights, [k[i] for k in taken.slopes])
                     new.append(y + x if powers == "value" else x)
             rows = [
                 buffers.for_branches(buffers.write_row, r, *_flat(row, x))
@@ -247,19 +246,6 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
             name="outputs",
         )
         return found
-
-
-def _combined(weights, slopes):
-    """`[block, lanes, slopes]` times slopes of the lanes."""
-    dtype = slopes[0].dtype
-    columns = [
-        tf.reshape(w, tf.concat([tf.shape(w), [1] * (slopes[0].shape.rank - 1)], 0))
-        for w in tf.unstack(tf.cast(weights, dtype), len(slopes), -1)
-    ]
-    total = columns[0] * slopes[0]
-    for w, slope in zip(columns[1:], slopes[1:]):
-        total = total - (-w) * slope
-    return total
 
 
 def _flat(row, values):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import entry, epsilon, select
+from tfsymadj.arithmetic import add, beside, coefficients, combine, entry, epsilon, select
 from tfsymadj.methods.extension import Extension
 
 #: A root nearer to the start than so many roundings of the time is that of the start.
@@ -15,6 +15,8 @@ _DEPARTURE = 1000.0
 
 class Mark(NamedTuple):
     """The step that an event was found in; the last step that was taken while there is none.
+
+    With lanes each of these is one for each lane, along the first axis.
 
     Attributes:
         found: whether there is an event.
@@ -46,7 +48,7 @@ class Seen(NamedTuple):
 
     Attributes:
         signs: float64 vector, the functions' signs at the last time; 0 where one has not left its
-            root yet.
+            root yet. With lanes there is a second axis of them.
         valid: whether no function was NaN.
         mark: `Mark`.
     """
@@ -61,7 +63,7 @@ class Watch:
     """Functions whose roots are looked for.
 
     Attributes:
-        functions: list of closed functions `(t, ys) -> [value]`, float64 scalars.
+        functions: list of closed functions `(t, ys) -> [value]`, float64 scalars or vectors.
         directions: for each 1, -1 or 0: the sign after the root, 0 for any.
         terminal: for each whether its root ends the solve.
         samples: signs are looked at so many times in a step, one of them its end.
@@ -73,7 +75,7 @@ class Watch:
     samples: int = 8
 
     def values(self, t, ys):
-        """Of all functions, float64 vector."""
+        """Of all functions, float64 vector; with lanes a row for each function."""
         return tf.stack([function(t, ys)[0] for function in self.functions])
 
 
@@ -90,7 +92,7 @@ class Lookout:
         self._watch = watch
         self._start, self._span = stops[0], stops[-1] - stops[0]
         self._direction = tf.sign(self._span)
-        self._extension = Extension(method.dense)
+        self._dense, self._lanes = method.dense, self._start.shape.rank
         self._departure = tf.zeros([], tf.float64)
 
     def start(self, ys, slopes):
@@ -100,22 +102,39 @@ class Lookout:
         self._departure = _DEPARTURE * eps * scale
         # The sign when a root at the start has been left.
         h = self._direction * self._departure
-        ahead = [y + tf.cast(h, y.dtype) * k for y, k in zip(ys, slopes)]
+        ahead = [y + beside(tf.cast(h, y.dtype), y) * k for y, k in zip(ys, slopes)]
         values = self._watch.values(self._start + h, ahead)
-        no = tf.constant(False)
+        no = tf.zeros_like(self._start, tf.bool)
         mark = Mark(
             found=no,
             stopped=no,
-            crossed=tf.zeros([len(self._watch.functions)], tf.bool),
-            bracket=tf.stack([self._start, self._start]),
-            number=tf.zeros([], tf.int32),
-            interval=tf.zeros([], tf.int32),
+            crossed=tf.zeros_like(tf.transpose(values), tf.bool),
+            bracket=tf.stack([self._start, self._start], -1),
+            number=tf.zeros_like(self._start, tf.int32),
+            interval=tf.zeros_like(self._start, tf.int32),
             t=self._start,
             h=self._span,
-            fraction=tf.zeros([], tf.float64),
+            fraction=tf.zeros_like(self._start),
             ys=list(ys),
         )
-        return Seen(tf.sign(values), _valid(values), mark)
+        return Seen(tf.sign(values), self._valid(values), mark)
+
+    def _valid(self, values):
+        axes = list(range(values.shape.rank - self._lanes))
+        return tf.logical_not(tf.reduce_any(tf.math.is_nan(values), axes))
+
+    def _of_each(self, values):
+        """Values of the functions, to be compared with theirs."""
+        return tf.reshape(tf.constant(values), [-1, *[1] * self._lanes])
+
+    def _inside(self, h, ys, slopes, thetas):
+        """The states inside of a step, a list."""
+        if not self._lanes:
+            inside = Extension(self._dense).states(h, ys, slopes, tf.constant(thetas))
+            return [[x[k] for x in inside] for k in range(len(thetas))]
+        powers = thetas[:, np.newaxis] ** np.arange(1, self._dense.shape[1] + 1)
+        rows = powers @ np.transpose(self._dense)
+        return [add(ys, combine(coefficients(h, row, ys), slopes, ys)) for row in rows]
 
     def look(self, seen, accepted, number, interval, t, ys, trial):
         """`Seen` after a step that was tried.
@@ -132,8 +151,7 @@ class Lookout:
         h, end, before = trial.proposal.step, trial.proposal.end, seen.mark
         samples = self._watch.samples
         thetas = np.arange(1, samples) / samples
-        inside = self._extension.states(h, ys, trial.extended.slopes, tf.constant(thetas))
-        states = [[x[k] for x in inside] for k in range(len(thetas))]
+        states = self._inside(h, ys, trial.extended.slopes, thetas)
         times = [t, *(t + theta * h for theta in thetas), end]
         values = tf.stack(
             [self._watch.values(s, y) for s, y in zip(times[1:], [*states, trial.ys])]
@@ -143,29 +161,29 @@ class Lookout:
             early = tf.abs(s - self._start) < self._departure
             signs.append(tf.where(early, signs[-1], tf.sign(value)))
         crossed = self._crossed(tf.stack(signs[:-1]), tf.stack(signs[1:]))
-        ending = tf.logical_and(crossed, self._watch.terminal)
-        stopped = tf.logical_and(accepted, tf.reduce_any(ending))
+        ending = tf.logical_and(crossed, self._of_each(self._watch.terminal))
+        stopped = tf.logical_and(accepted, tf.reduce_any(ending, [0, 1]))
         crossed = tf.where(stopped, ending, crossed)
-        some = tf.reduce_any(crossed, 1)
-        first = tf.argmax(tf.cast(some, tf.int32), output_type=tf.int32)
+        some, times = tf.reduce_any(crossed, 1), self._departed(tf.stack(times))
+        first = tf.argmax(tf.cast(some, tf.int32), 0, output_type=tf.int32)
         earlier = tf.logical_not(before.found)
-        found = tf.logical_and(accepted, tf.logical_and(tf.reduce_any(some), earlier))
+        found = tf.logical_and(accepted, tf.logical_and(tf.reduce_any(some, 0), earlier))
         found = tf.logical_or(stopped, found)
         mark = Mark(
             found=tf.logical_or(found, before.found),
             stopped=stopped,
-            crossed=entry(crossed, first),
-            bracket=tf.gather(self._departed(tf.stack(times)), [first, first + 1]),
+            crossed=entry(self._lanes_first(crossed), first),
+            bracket=tf.stack([entry(times, n) for n in (first, first + 1)], -1),
             number=number,
             interval=interval,
             t=t,
             h=h,
-            fraction=trial.proposal.time_fraction,
+            fraction=trial.proposal.time_fraction + tf.zeros_like(t),
             ys=ys,
         )
         new = tf.logical_or(found, tf.logical_and(accepted, earlier))
         flat = select(new, tf.nest.flatten(mark), tf.nest.flatten(before))
-        fine = tf.logical_or(_valid(values), tf.logical_not(accepted))
+        fine = tf.logical_or(self._valid(values), tf.logical_not(accepted))
         return Seen(
             tf.where(accepted, signs[-1], seen.signs),
             tf.logical_and(seen.valid, fine),
@@ -174,16 +192,15 @@ class Lookout:
 
     def _crossed(self, before, after):
         """Where a function that was not zero has another sign, and one that is asked for."""
-        directions = tf.constant(self._watch.directions, tf.float64)
+        directions = tf.cast(self._of_each(self._watch.directions), tf.float64)
         changed = tf.logical_and(tf.not_equal(before, 0.0), tf.not_equal(before, after))
         any_way = tf.equal(directions, 0.0)
         return tf.logical_and(changed, tf.logical_or(any_way, tf.equal(directions, -before)))
+
+    def _lanes_first(self, crossed):
+        return tf.transpose(crossed, [0, 2, 1]) if self._lanes else crossed
 
     def _departed(self, times):
         """The times, but none before the root of the start has been left."""
         least = self._start * self._direction + self._departure
         return tf.maximum(times * self._direction, least) * self._direction
-
-
-def _valid(values):
-    return tf.logical_not(tf.reduce_any(tf.math.is_nan(values)))

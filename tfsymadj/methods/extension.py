@@ -40,15 +40,34 @@ class Extension:
         product = tf.reshape(product, tf.concat([tf.shape(weights)[:1], shape[1:]], 0))
         return tf.ensure_shape(product, [weights.shape[0], *stacked.shape[1:]])
 
+    def lane_weights(self, theta, powers="value"):
+        """`weights` for theta `[times, lanes]`: `[times, lanes, slopes]`."""
+        found = self.weights(tf.reshape(theta, [-1]), powers)
+        return tf.reshape(found, tf.concat([tf.shape(theta), [-1]], 0))
+
+    def lane_combined(self, weights, slopes):
+        """`[times, lanes, slopes]` times slopes of the lanes, a list of tensors `[lanes, ...]`."""
+        rank, total = slopes[0].shape.rank, None
+        for w, slope in zip(tf.unstack(tf.cast(weights, slopes[0].dtype), len(slopes), -1), slopes):
+            w = tf.reshape(w, tf.concat([tf.shape(w), [1] * (rank - 1)], 0))
+            total = w * slope if total is None else total - (-w) * slope
+        return total
+
     def states(self, h, ys, slopes, theta):
         """The states at theta, a vector: list of tensors `[times, ...]`.
 
         Args:
-            h: the step.
+            h: the step, or one for each lane.
             ys: the state before the step.
             slopes: of the method's `Step`.
-            theta: float64 vector.
+            theta: float64 vector, or with lanes a matrix with a column for each.
         """
+        if theta.shape.rank == 2:
+            weights = h[:, tf.newaxis] * self.lane_weights(theta)
+            return [
+                y + self.lane_combined(weights, [slope[i] for slope in slopes])
+                for i, y in enumerate(ys)
+            ]
         weights = h * self.weights(theta)
         return [
             y + self.combined(weights, tf.stack([slope[i] for slope in slopes]))

@@ -15,6 +15,7 @@ from tfsymadj.arithmetic import (
     damped,
     factors,
     inner,
+    quotient,
     select,
 )
 from tfsymadj.methods.linear import times as product_of
@@ -237,7 +238,7 @@ class _Partner:
             (dt,), (start, step) = found.times, times
             dt = tf.zeros_like(self._h) if dt is None else dt
             # Not a chain of additions: see `arithmetic`.
-            step = step - (-node * dt - inner(w, values, self._lanes) / self._h)
+            step = step - (-node * dt - quotient(inner(w, values, self._lanes), self._h))
             times = [start + dt, step]
         others = found._replace(ys=[None] * len(found.ys), times=[])
         return found.ys, add_terms(sums, others), times
