@@ -27,9 +27,9 @@ demo: venv  ## Train a small model on handwritten digits.
 	$(BIN)/python examples/digits.py
 
 # One after the other: TensorFlow keeps what XLA has compiled for as long as a process lives. No tests at all is 5.
-GROUPS := tests/bijectors tests/dynamics tests/gradients "tests/layers tests/test_[a-c]*.py" tests/loop \
+GROUPS := "tests/bijectors tests/dynamics" "tests/gradients tests/loop" "tests/layers tests/test_[a-c]*.py" \
 	"tests/checkpoints tests/events tests/methods tests/platform tests/steps" \
-	"tests/examples tests/test_[d-f]*.py" "tests/test_[g-z]*.py"
+	"tests/examples tests/test_[d-z]*.py"
 define in-groups
 	@failed=0; for group in $(GROUPS); do \
 	  $(1) -m pytest -n 2 $(2) $$group; code=$$?; \
@@ -119,6 +119,7 @@ benchmark-peers: venv $(PEERS)/jax/.stamp $(PEERS)/torch/.stamp  ## Compare with
 	$(BIN)/python benchmarks/compare_peers.py --output docs
 	$(BIN)/python benchmarks/outputs.py --output docs
 	$(BIN)/python benchmarks/small.py --output docs
+	$(BIN)/python benchmarks/per_example.py
 	$(BIN)/python benchmarks/frontier.py --output docs
 
 gpu-check: venv  ## On a machine with a GPU: the tests that matter there, and the tables, to docs/gpu.md.

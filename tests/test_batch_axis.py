@@ -83,7 +83,7 @@ def solve_alone(outputs):
 
 
 GRADIENTS = [
-    SymplecticAdjoint("sqrt"),
+    slow(SymplecticAdjoint("sqrt")),
     SymplecticAdjoint(),
     slow(SymplecticAdjoint("steps")),
     slow(SymplecticAdjoint("stages")),
@@ -96,7 +96,7 @@ GRADIENTS = [
 ]
 
 
-@pytest.mark.parametrize("outputs", ["step", "interpolate"])
+@pytest.mark.parametrize("outputs", [slow("step"), "interpolate"])
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
 def test_each_example_is_solved_as_if_it_were_alone(gradient, outputs):
     options = dict(gradient=gradient, outputs=outputs, **ADAPTIVE)
@@ -185,7 +185,8 @@ def states(y0):
     return {"y": y0, "z": z0, "length": tf.zeros([len(RATES)], tf.float64)}
 
 
-@pytest.mark.parametrize("checkpoints", [slow("auto"), 11, slow("steps"), slow("stages")])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", ["auto", 11, "steps", "stages"])
 def test_states_may_be_nests(checkpoints):
     rates, weight = tf.constant(RATES, tf.float64), tf.Variable([[0.3, 1.0], [-1.0, 0.2]])
 
@@ -310,7 +311,7 @@ def blow_up(t, y, rates):
     "gradient, outputs, mode",
     [
         ("symplectic_adjoint", "step", "graph"),
-        ("symplectic_adjoint", "interpolate", "xla"),
+        slow("symplectic_adjoint", "interpolate", "xla"),
         slow("symplectic_adjoint", "step", "eager"),
         slow("symplectic_adjoint", "interpolate", "graph"),
         slow("backprop", "step", "graph"),
@@ -443,7 +444,8 @@ class TestLayers:
             alone = layer(y0[b : b + 1], t=self.times[b, :count])
             np.testing.assert_allclose(y[b, :count], alone[0], atol=1e-6)
 
-    @pytest.mark.parametrize("jit_compile", [False, slow(True)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("jit_compile", [False, True])
     def test_functional_models_fit(self, jit_compile, tmp_path):
         state, times = keras.Input((2,)), keras.Input((3,))
         outputs = keras.layers.Dense(1)(self.layer(track_stats=True, name="ode")(state, t=times))

@@ -443,6 +443,7 @@ def test_python_numbers_are_kept_for_a_few_values(empty_cache):
     assert cached() == 4
 
 
+@pytest.mark.slow
 def test_the_cache_is_bounded(empty_cache, monkeypatch):
     monkeypatch.setattr(compiled, "_MAX_ENTRIES", 3)
     functions = [lambda t, y: y, lambda t, y: 2 * y, lambda t, y: 3 * y, lambda t, y: 4 * y]

@@ -374,6 +374,7 @@ def test_sample_and_log_prob(trace, mode):
     assert relative_error(sample, x) < 1e-12
 
 
+@pytest.mark.slow
 def test_saved_model(tmp_path):
     flow = CNF(keras_field(), trace="hutchinson", **FIXED)
     distribution = tfd.TransformedDistribution(normal(dtype=tf.float32), flow)

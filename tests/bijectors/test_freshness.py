@@ -198,7 +198,7 @@ def test_no_method_gives_an_old_answer(case, mode):
         slow("own seed, Keras variable"),
         "condition, array",
         slow("end, variable"),
-        "layer",
+        slow("layer"),
         slow("condition, variable in a dict"),
         slow("closure, number"),
         slow("closure, assigned"),
@@ -521,7 +521,7 @@ def evaluate(x):
         pytest.param("deepcopy", False, id="deepcopy-fresh"),
         slow("deepcopy", True, id="deepcopy-used"),
         slow("pickle", False, id="pickle-fresh"),
-        pytest.param("pickle", True, id="pickle-used"),
+        slow("pickle", True, id="pickle-used"),
     ],
 )
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ def test_the_solvers_own_steps_end_at_the_event():
 # Several
 
 
+@pytest.mark.slow
 def test_earliest_in_time_not_in_order():
     events = [Event(lambda t, y, c: y[0] - c, args=(x,)) for x in (0.2, 0.9, 0.5)]
     for options in ({}, dict(method="rk4", num_steps=2), dict(method="rk4", num_steps=40)):
@@ -301,6 +302,7 @@ def test_twentieth_crossing_and_its_derivative():
     np.testing.assert_allclose(tape.gradient(t, w), -expected / 1.3, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_function_that_jumps_is_found_but_has_no_derivative():
     w = tf.constant(1.3, tf.float64)
     event = Event(lambda t, y: tf.where(y[0] > 0.0, tf.ones_like(t), -tf.ones_like(t)))
@@ -340,6 +342,7 @@ def test_nest_and_complex_states():
     np.testing.assert_allclose(found.y["a"][0], [0.5 * np.pi] * 2, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_event_beside_a_jump():
     """Of the dynamics, after which the event is; its derivative for the jump is that of a ramp."""
     s = tf.constant(0.4, tf.float64)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import gradients, relative_error
-from helpers.modes import MODES, XLA_SLOW, run, slow
+from helpers.modes import MODES, XLA_SLOW, run
 from helpers.problems import everything, mlp
 
 import tfsymadj
@@ -14,7 +14,8 @@ FIXED = dict(method="rk4", num_steps=4)
 TIGHT = ContinuousAdjoint(rtol=1e-12, atol=1e-12, method="dopri8")
 
 
-@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
 def test_continuous_adjoint_of_everything(mode):
     """Where both solves are converged, discrete and continuous gradients are one."""
     problem = everything()

@@ -66,7 +66,8 @@ def test_inside_control_flow(context, mode):
     check_nested(context, mode, SHORT)
 
 
-@pytest.mark.parametrize("context", [slow(nested_map), nested_loops])
+@pytest.mark.slow
+@pytest.mark.parametrize("context", [nested_map, nested_loops])
 def test_inside_control_flow_adaptive(context):
     check_nested(context, "graph", dict(method="bosh3", rtol=1e-2, max_steps=30))
 
@@ -111,7 +112,8 @@ def check_nested(context, mode, options, closed=None):
         assert relative_error(a, b) < FLOAT64, i
 
 
-@pytest.mark.parametrize("mode", [slow("eager"), "graph"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_solve_inside_the_dynamics(mode):
     inner_problem = mlp(batch=2, hidden=4, t=(0.0, 0.5), seed=1)
     w = tf.Variable(0.5, dtype=tf.float64)

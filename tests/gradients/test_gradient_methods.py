@@ -94,7 +94,9 @@ def test_a_failed_solve_has_no_gradient(name, mode):
     assert np.all(np.isnan(gradient))
 
 
-@pytest.mark.parametrize("name", partly_slow(GRADIENTS, "backprop", "baseline", "aca"))
+@pytest.mark.parametrize(
+    "name", partly_slow(GRADIENTS, "backprop", "baseline", "aca", "continuous_adjoint")
+)
 def test_in_a_layer(name, tmp_path):
     keras.utils.set_random_seed(0)
     layer = tfsymadj.ODELayer(

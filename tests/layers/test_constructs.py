@@ -372,7 +372,8 @@ def _decay(t, y):
     return -y
 
 
-@pytest.mark.parametrize("jit", [False, slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", [False, True])
 def test_learnable_end_time(jit):
     x = np.ones((4, 1), "float32")
     model = LearnedEnd()

@@ -200,6 +200,7 @@ assert "tfsymadj" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_export(tmp_path):
     model = keras.Sequential([keras.Input((2,)), ODELayer(function(), **FIXED)])
     model.export(str(tmp_path / "model"), verbose=False)

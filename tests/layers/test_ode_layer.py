@@ -182,10 +182,10 @@ def test_nested_state():
         slow({"rtol": 1e-4, "gradient": tfsymadj.SymplecticAdjoint("steps"), "max_steps": 64}),
         {"method": tfsymadj.METHODS["ralston"], "step_size": 0.25, "gradient": "backprop"},
         {"controller": tfsymadj.PIController(1e-4, 1e-6, integral=1.0), "t": (1.0, 0.5, 0.0)},
-        {"method": "trbdf2", "num_steps": 2, "newton": tfsymadj.Newton(max_iterations=20)},
+        slow({"method": "trbdf2", "num_steps": 2, "newton": tfsymadj.Newton(max_iterations=20)}),
     ],
 )
-@pytest.mark.parametrize("dynamics", [network, slow(squashed), lambda: decay])
+@pytest.mark.parametrize("dynamics", [network, slow(squashed), slow(lambda: decay)])
 def test_keras_file_round_trip(options, dynamics, data, tmp_path):
     model = model_of(ODELayer(dynamics(), **options))
     expected = model.predict(data[0], verbose=0)

@@ -91,6 +91,7 @@ def test_sums_are_in_single_precision(policy):
     assert not halves
 
 
+@pytest.mark.slow
 def test_loss_scaling():
     """Cotangents that vanish in half precision come through if the loss is scaled."""
     keras.config.set_dtype_policy("mixed_float16")

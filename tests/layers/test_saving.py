@@ -179,6 +179,7 @@ def test_tflite(dynamics, sequences, tmp_path):
     np.testing.assert_allclose(run_tflite(path.read_bytes(), X), model(X), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @CONVERTED
 def test_onnx(dynamics, sequences, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

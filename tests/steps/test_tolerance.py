@@ -9,6 +9,7 @@ import tfsymadj
 from tfsymadj.steps.tolerance import holds_zero, scaled_norm
 
 
+@pytest.mark.slow
 def test_tolerances_as_nests_and_arrays():
     def dynamics(t, y):
         return {"a": pendulum(t, y["a"]), "b": -y["b"]}

@@ -116,9 +116,12 @@ class Ring:
 
     def of_step(self, rows, n, like):
         """Callable from i to the value i of step n."""
-        row = n % self._ring
+        row, found = n % self._ring, []
+        for r, y in zip(rows, like):
+            values = tf.reshape(r, tf.concat([[-1], tf.shape(r)[2:]], 0))
+            found.append((values, row * tf.shape(r)[1], y.shape))
         return lambda i: [
-            tf.ensure_shape(tf.gather_nd(r, [row, i]), y.shape) for r, y in zip(rows, like)
+            tf.ensure_shape(entry(values, first + i), shape) for values, first, shape in found
         ]
 
 

@@ -150,7 +150,7 @@ def with_jumps(times, jumps, every, dtype):
     huge = tf.constant(_HUGE, tf.float64)
     # One more, where there may be none.
     proper = tf.sort(tf.where(outside, huge, jumps * direction))
-    proper = tf.concat([proper, huge * tf.ones_like(proper[..., :1])], -1)
+    proper = tf.concat([proper, huge * tf.ones_like(first)], -1)
     ahead = own * direction
     found = tf.searchsorted(proper, ahead)
     at = tf.equal(_at(proper, found), ahead)
