@@ -400,6 +400,7 @@ def test_rows_of_times_must_be_monotonic():
         (dict(t=[[0.0, 1.0]]), "`t` must be 1-D"),
         (dict(batch_axis=0, dense=True), "can't be given together with `dense`"),
         (dict(jumps=[[0.5], [0.6]]), "`jumps` must be 1-D"),
+        (dict(batch_axis=0, outputs="steps"), "can't be given together with"),
         (dict(batch_axis=0, gradient="continuous_adjoint"), "`gradient` can't be"),
     ],
 )
@@ -407,6 +408,35 @@ def test_what_does_not_fit_is_refused(change, message):
     arguments = dict(y0=tf.ones([2, 1]), t=[0.0, 1.0]) | change
     with pytest.raises(ValueError, match=message):
         tfsymadj.odeint(lambda t, y: y, **arguments)
+
+
+def test_where_there_is_no_batch_axis():
+    with pytest.raises(ValueError, match="`batch_axis` is no option of `steady_state`"):
+        tfsymadj.steady_state(lambda t, y: -y, tf.ones([2, 1]), batch_axis=0)
+    with pytest.raises(ValueError, match="`t` must be 1-D"):
+        tfsymadj.ODELayer(keras.layers.Dense(1), t=[[0.0, 1.0], [0.0, 2.0]], batch_axis=0)
+    with pytest.raises(ValueError, match="tf.vectorized_map"):
+        tf.vectorized_map(
+            lambda y: tfsymadj.odeint(
+                lambda t, y: -y, y, [0.0, 1.0], method="rk4", num_steps=2, batch_axis=0
+            ),
+            tf.ones([3, 2, 1]),
+        )
+
+
+@pytest.mark.slow
+def test_export(tmp_path):
+    layer = tfsymadj.ODELayer(keras.layers.Dense(2), batch_axis=0, rtol=1e-6)
+    model = keras.Sequential([keras.Input((2,)), layer])
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
+    model.export(tmp_path / "model", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "model"))
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-6)
+    without = tfsymadj.odeint(
+        lambda t, y: -y, x, [0.0, 1.0], method="rk4", num_steps=9, batch_axis=0,
+        gradient=tfsymadj.NoGradient(),
+    )  # fmt: skip
+    np.testing.assert_allclose(without[-1], x * np.exp(-1.0), rtol=1e-5)
 
 
 def test_an_easy_example_among_hard_ones_is_as_accurate_as_alone():

@@ -141,7 +141,7 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
 def check(dynamics, t, options: Options):
     """Checks the arguments that a layer or a bijector is made with."""
     _check_callable(dynamics)
-    options.solver(arguments.as_times(t, options.batch_axis)[0])
+    options.solver(arguments.as_times(t)[0])
     if options.event is not None or options.dense:
         raise ValueError(
             "`event` and `dense` are for `solve`: a layer or a flow returns nothing but states. "
@@ -358,14 +358,14 @@ def _valid(times, jumps):
 def _refuse_vectorizing(solver, inputs):
     """Steps, or iterations, that differ from one element of a `tf.vectorized_map` to the next."""
     controller = solver.controller
-    varies = controller.adaptive or solver.events or solver.method.iterates
+    varies = controller.adaptive or solver.events or solver.lanes or solver.method.iterates
     if varies and vectorizing.differs_by_element(tf.nest.flatten(inputs)):
         raise ValueError(
             "`y0`, `t` and `args` must not depend on the element of a `tf.vectorized_map` if steps "
-            "are adaptive, the method is implicit or there is an `event`: TensorFlow can't "
-            "vectorize a loop that takes other steps, or iterations, for each element. Use "
-            "`tf.map_fn`, one solve for the whole batch, or equal steps of an explicit method by "
-            "`num_steps` or `step_size`. "
+            "are adaptive, the method is implicit, or there is an `event` or a `batch_axis`: "
+            "TensorFlow can't vectorize a loop that takes other steps, or iterations, for each "
+            "element. Use `tf.map_fn`, one solve for the whole batch, or equal steps of an explicit "
+            "method by `num_steps` or `step_size`. "
             f"Received: controller={controller!r}, method={solver.method.name!r}"
         )
 

@@ -83,7 +83,8 @@ def steady_state(
         `SteadyState`.
 
     Raises:
-        ValueError: for options that don't fit: `event`, `dense`, `outputs`, `gradient`, `jumps`.
+        ValueError: for options that don't fit: `event`, `dense`, `outputs`, `gradient`, `jumps`,
+            `batch_axis`.
         tf.errors.InvalidArgumentError: see `on_failure`.
 
     Example:
@@ -149,9 +150,13 @@ def _end(solved, y0, max_time, forward, implicit):
     end = tf.where(resting, _AT_ONCE * whole, whole)
     found = solved(y0, tf.stack([tf.zeros_like(end), end]), forward)
     happened = tf.logical_and(found.event.index >= 0, tf.logical_not(resting))
-    last = tf.where(resting, 0, -1)
+
+    def ended(at_event, rows):
+        last = tf.where(resting, rows[0], rows[-1])
+        return tf.stop_gradient(tf.where(happened, at_event, last))
+
     y, t = tf.nest.map_structure(
-        lambda a, b: tf.stop_gradient(tf.where(happened, a, b[last])),
+        ended,
         (found.event.y, found.event.t),
         (found.y, found.t),
     )
@@ -160,7 +165,7 @@ def _end(solved, y0, max_time, forward, implicit):
 
 def _forward(given: dict[str, Any], tolerance):
     """The `Options` of the solve."""
-    for name in ("event", "dense", "outputs", "gradient", "jumps"):
+    for name in ("event", "dense", "outputs", "gradient", "jumps", "batch_axis"):
         if name in given:
             raise ValueError(f"`{name}` is no option of `steady_state`. Received: {given[name]!r}")
     options = Options.of("steady_state", {**given, "gradient": NoGradient()})

@@ -64,7 +64,8 @@ def _parts(problem):
     """The problem with tables of its steps, cut at the output times; if they are known."""
     times, controller = tf.get_static_value(problem.stops), problem.controller
     single = all(y.dtype.real_dtype == tf.float32 for y in problem.ys)
-    plain = single and problem.switches is None and problem.watch is None
+    plain = single and not problem.lanes
+    plain = plain and problem.switches is None and problem.watch is None
     if times is None or not plain or controller.table(times) is None:
         return [problem]
     count = len(times) - 1
