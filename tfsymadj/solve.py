@@ -364,8 +364,8 @@ def _refuse_vectorizing(solver, inputs):
             "`y0`, `t` and `args` must not depend on the element of a `tf.vectorized_map` if steps "
             "are adaptive, the method is implicit, or there is an `event` or a `batch_axis`: "
             "TensorFlow can't vectorize a loop that takes other steps, or iterations, for each "
-            "element. Use `tf.map_fn`, one solve for the whole batch, or equal steps of an explicit "
-            "method by `num_steps` or `step_size`. "
+            "element. Use `tf.map_fn`, one solve for the whole batch, or equal steps of an "
+            "explicit method by `num_steps` or `step_size`. "
             f"Received: controller={controller!r}, method={solver.method.name!r}"
         )
 
