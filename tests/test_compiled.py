@@ -435,6 +435,7 @@ def end_of(dynamics, y0=1.0):
     return tfsymadj.odeint(dynamics, y0, [0.0, 1.0], **FIXED)[-1]
 
 
+@pytest.mark.slow
 def test_python_numbers_are_kept_for_a_few_values(empty_cache):
     with pytest.warns(UserWarning, match="pass them through `args`") as warned:
         for k in range(7):

@@ -65,6 +65,7 @@ def test_check_numerics_with_options(options, check_numerics):
         assert np.isfinite(x).all()
 
 
+@pytest.mark.slow
 def test_check_numerics_in_fit(check_numerics):
     model = keras.Sequential([keras.Input((2,)), tfsymadj.ODELayer(keras.layers.Dense(2))])
     model.compile("sgd", "mse", jit_compile=False)

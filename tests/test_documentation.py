@@ -13,7 +13,7 @@ DOCS = README.parent / "docs"
 #: Pages that take more than a few seconds.
 LONG = {
     *("api/flows.md", "api/solving.md", "coming_from.md", "events.md", "flows.md", "gradients.md"),
-    *("index.md", "keras.md", "methods.md", "recipes.md", "speed.md"),
+    *("implicit.md", "index.md", "keras.md", "methods.md", "recipes.md", "speed.md"),
 }
 PAGES = {
     "CONTRIBUTING.md": README.parent / "CONTRIBUTING.md",

@@ -79,7 +79,7 @@ def test_a_deleted_layer_is_collected():
     assert [reference() for reference in dead] == [None, None]
 
 
-@pytest.mark.parametrize("options", [dict(method="heun", num_steps=3), slow(dict(rtol=1e-3))])
+@pytest.mark.parametrize("options", [slow(dict(method="heun", num_steps=3)), slow(dict(rtol=1e-3))])
 def test_eight_threads_share_a_layer(options):
     layer = ODELayer(ConcatTime(keras.layers.Dense(3, "tanh")), **options)
     layer(tf.ones([1, 3]))
@@ -98,6 +98,7 @@ def test_eight_threads_share_a_layer(options):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_spawned_processes():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.map(end_of_decay, [0.5, 1.0])
@@ -131,6 +132,7 @@ assert [v is w for v in solve.get_concrete_function(tf.ones([])).graph.variables
 """
 
 
+@pytest.mark.slow
 def test_the_first_solve_of_a_process_adds_no_variable_to_its_caller():
     subprocess.run([sys.executable, "-c", _FIRST], check=True, timeout=120, cwd=PACKAGE.parent)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import relative_error
-from helpers.modes import MODES, run, slow
+from helpers.modes import XLA_SLOW, run, slow
 from helpers.problems import mlp
 
 import tfsymadj
@@ -60,7 +60,7 @@ def test_tiny_and_huge_states(scale, options):
     assert relative_error(gradient, expected_gradient) < 100 * SINGLE
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", XLA_SLOW)
 @pytest.mark.parametrize("options", [dict(method="rk4", num_steps=10), dict(rtol=1e-6)])
 def test_the_same_call_gives_the_same_bits(mode, options):
     problem = mlp(dtype=tf.float32, batch=64, size=16, hidden=64)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.modes import MODES, XLA_SLOW, run
+from helpers.modes import MODES, run, slow
 
 import tfsymadj
 
@@ -144,7 +144,7 @@ def test_symbolic_tensors_of_keras(name):
         tfsymadj.odeint(lambda t, y, *args: -y, t=[0.0, 1.0], **options)
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_states_of_numbers(mode):
     def solve(y0):
         return tfsymadj.odeint(

@@ -104,7 +104,7 @@ def relaxed(rates, target, y0, **options):
     return found, tape.gradient(value, target)
 
 
-@pytest.mark.parametrize("dtype", [tf.float64, tf.float32])
+@pytest.mark.parametrize("dtype", [tf.float64, slow(tf.float32)])
 @pytest.mark.parametrize("fastest", [10.0, slow(300.0)])
 def test_fast_components_come_to_rest(fastest, dtype):
     """At the limit of stability errors as large as the tolerances are slopes that are larger."""
@@ -123,6 +123,7 @@ def test_a_start_at_rest_takes_one_step():
     np.testing.assert_array_equal(found.y, target)
 
 
+@pytest.mark.slow
 def test_no_cotangent_is_no_failure():
     a = tf.constant([4.0], tf.float64)
     with tf.GradientTape() as tape:

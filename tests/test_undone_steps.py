@@ -74,6 +74,7 @@ def test_steps_of_failed_solves_are_undone(make, batch, jit, caplog):
     assert MESSAGES[Status.NON_FINITE_DYNAMICS] in said[0] and "NON_FINITE_DYNAMICS" in said[0]
 
 
+@pytest.mark.slow
 def test_undone_steps_of_adaptive_solves_under_xla(caplog):
     model = model_of_squares("adam", True, max_steps=8)
     before = model.get_weights()

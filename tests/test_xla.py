@@ -250,6 +250,7 @@ def test_steady_state():
     np.testing.assert_allclose(slope, [0.25], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_fit_and_export(tmp_path):
     keras.utils.set_random_seed(0)
 

@@ -182,6 +182,7 @@ def test_earliest_in_time_not_in_order():
         np.testing.assert_allclose(event.t, np.arccos(0.9) / 1.3, rtol=2e-2 if options else 1e-8)
 
 
+@pytest.mark.slow
 def test_one_that_is_not_terminal():
     """The solve goes on, and tells of the first one; of a terminal one if there is one later."""
     through = Event(height, terminal=False)

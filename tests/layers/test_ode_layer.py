@@ -68,7 +68,7 @@ def model_of(layer):
     "dynamics, jit",
     [
         (network, False),
-        (network, True),
+        slow(network, True),
         slow(squashed, False),
         slow(squashed, True),
         slow(autonomous, False),

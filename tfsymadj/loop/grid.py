@@ -160,7 +160,7 @@ class Writer:
             return buffers.set_row(rows, n, tf.stack(list(row)))
         fields = [tf.broadcast_to(x, tf.shape(t)) for x in row[: self._num_fields]]
         index = buffers.lane_row(n, self._like)
-        return buffers.for_branches(buffers.write_row, rows, index, tf.stack(fields, 1))
+        return buffers.write_row(rows, index, tf.stack(fields, 1))
 
     def read(self, rows, accepted, rest):
         """The `Grid` of the rows, or `LaneGrid`."""
