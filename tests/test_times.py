@@ -38,7 +38,7 @@ def test_times_that_the_dynamics_can_not_tell_apart(name, mode):
     options = dict(dynamics=forced, y0=tf.zeros([1]), on_failure="status") | LATE[name]
     with pytest.warns(UserWarning, match="times of `t`.*Shift the origin.*Received: ") as caught:
         run(lambda: tfsymadj.solve(**options).status, mode)
-    assert len(caught) == 1
+    assert len([x for x in caught if "Shift the origin" in str(x.message)]) == 1
 
 
 def test_steps_that_the_dynamics_can_not_tell_apart():
