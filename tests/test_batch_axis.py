@@ -115,7 +115,7 @@ def test_each_example_is_solved_as_if_it_were_alone(gradient, outputs):
 METHODS = [
     slow(dict(method="rk4", num_steps=3)),
     dict(method="heun", step_size=0.17),
-    slow(dict(method="bosh3", **ADAPTIVE)),
+    slow(dict(method="bosh3", **ADAPTIVE | dict(max_steps=300))),
     slow(dict(method="dop853", **ADAPTIVE)),
     slow(dict(method="tsit5", **ADAPTIVE)),
     slow(dict(method="fehlberg45", **ADAPTIVE)),
@@ -247,6 +247,7 @@ def test_jumps_of_each_example(options, outputs):
         if count == 4:  # else the last output counts once more
             np.testing.assert_allclose(found[1][b : b + 1], alone, rtol=1e-10)
     assert not np.any(found[1][3])
+    np.testing.assert_array_equal(y[:, 3], np.repeat(start()[3:], 4, 0))
 
 
 @pytest.mark.parametrize(

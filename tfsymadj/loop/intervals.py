@@ -128,6 +128,8 @@ def with_jumps(times, jumps, every, dtype):
     direction = tf.stop_gradient(tf.sign(times[..., -1:] - times[..., :1]))
     first, last = times[..., :1], times[..., -1:]
     before, beyond = (jumps - first) * direction < 0.0, (jumps - last) * direction > 0.0
+    if times.shape.rank == 2:  # a lane that goes nowhere meets none
+        beyond = tf.logical_or(beyond, tf.equal(direction, 0.0))
     outside = tf.logical_or(before, beyond)
     shifted = jumps
     if every:
