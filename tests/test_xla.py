@@ -333,7 +333,7 @@ def test_failures_raise_and_gradients_are_nan():
         slow(dict(dense=True, **ADAPTIVE)),
         slow(FIXED),
     ],
-    ids=str,
+    ids=lambda options: "-".join(sorted(options)),
 )
 def test_other_numbers_are_no_other_code(options):
     weight = tf.Variable(np.random.default_rng(0).normal(size=(3, 3)))
@@ -351,7 +351,9 @@ def test_other_numbers_are_no_other_code(options):
     for factor in (1.0, 1.25):
         weight.assign(factor * weight)
         inputs = tf.constant(factor * y0), tf.constant(factor * t)
-        code.append(compiled.experimental_get_compiler_ir(*inputs)(stage="hlo"))
+        text = compiled.experimental_get_compiler_ir(*inputs)(stage="hlo")
+        # Constants are counted from one call to the next.
+        code.append(re.sub(r"metadata=\{[^}]*\}|%_\d+", "", text))
     assert code[0] == code[1]
 
 
