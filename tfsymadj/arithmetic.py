@@ -155,7 +155,9 @@ def only_where(condition, xs):
 
 
 def entry(table, index):
-    """`table[index]`, or of each lane the entry of its own: of a table with a column for each.
+    """`table[index]`, or of each lane the entries of its own: of a table with a column for each.
+
+    With lanes the last axis of `index` is theirs.
 
     XLA compiles `table[index]` anew for each value that the index depends on, outside of loops and
     at their start: it wants it as a constant.
@@ -166,7 +168,7 @@ def entry(table, index):
     count = tf.shape(table)[1]
     flat = tf.reshape(table, tf.concat([[-1], tf.shape(table)[2:]], 0))
     found = tf.gather(flat, index * count + tf.range(count))
-    return tf.ensure_shape(found, table.shape[1:])
+    return tf.ensure_shape(found, [*index.shape[:-1], *table.shape[1:]])
 
 
 def quotient(x, h):

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from tfsymadj import arguments, compiled
 from tfsymadj._platform import vectorizing
+from tfsymadj.arithmetic import entry
 from tfsymadj.dynamics import calling
 from tfsymadj.dynamics.closing import close
 from tfsymadj.events.event import as_function
@@ -250,19 +251,10 @@ def _solution(problem, solver, state, times, positions):
         ys = tf.nest.flatten(interpolant(times))
         outcome = outcome._replace(ys=ys, times=None)
     elif positions is not None and not solver.every_step:
-        outcome = outcome._replace(ys=[_rows(y, positions) for y in outcome.ys])
+        rows = entry if solver.lanes else tf.gather
+        outcome = outcome._replace(ys=[rows(y, positions) for y in outcome.ys])
     t, y = times if outcome.times is None else outcome.times, _as_given(outcome.ys, state)
     return Solution(t, y, outcome.status, outcome.stats, event, interpolant), outcome.time
-
-
-def _rows(y, positions):
-    """The states at some stops, of each lane at its own."""
-    if positions.shape.rank == 1:
-        return tf.gather(y, positions)
-    lanes = tf.shape(y)[1]
-    flat = tf.reshape(y, tf.concat([[-1], tf.shape(y)[2:]], 0))
-    found = tf.gather(flat, positions * lanes + tf.range(lanes))
-    return tf.ensure_shape(found, [positions.shape[0], *y.shape[1:]])
 
 
 def _as_given(ys, state):

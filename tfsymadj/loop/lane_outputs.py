@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfsymadj.arithmetic import add, entry, inner, only_where, quotient
 from tfsymadj.checkpoints import buffers
 from tfsymadj.loop.failures import nan_where
-from tfsymadj.loop.outputs import InterpolatedOutputs, StepCotangents, StopOutputs
+from tfsymadj.loop.outputs import InterpolatedOutputs, StepCotangents, StopOutputs, Within
 
 #: Outputs inside of steps are computed so many at a time in each lane, more if there are very many
 #: of them (then it takes about so many times), but not more than so many numbers.
@@ -125,8 +125,7 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
         """Numbers of outputs from those of each lane on, `[block, lanes]`, and their times."""
         ids = first + tf.range(self._block)[:, tf.newaxis]
         clipped = tf.minimum(ids, self._count - 1)
-        flat = clipped * tf.size(self._like) + tf.range(tf.size(self._like))
-        return ids, flat, tf.gather(tf.reshape(self._times, [-1]), flat)
+        return ids, clipped, entry(self._times, clipped)
 
     def _weights(self, theta, h, powers="value"):
         """`Extension.lane_weights`, h times as much for the value."""
@@ -211,7 +210,7 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
         slopes, like = self._extension.num_slopes, [g[0] for g in cotangents]
 
         def one_block(m, found):
-            ids, flat, times = self._block_of(m)
+            ids, clipped, times = self._block_of(m)
             mask = ids < end
             theta = quotient(times - t, h)
             theta = tf.where(mask, theta, tf.zeros_like(theta))
@@ -220,12 +219,11 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
             weights = tf.where(mask[..., tf.newaxis], weights, tf.zeros_like(weights))
             sums, totals = [], []
             for g, s, total in zip(cotangents, found.slopes, found.ys):
-                rows = tf.gather(tf.reshape(g, tf.concat([[-1], tf.shape(g)[2:]], 0)), flat)
-                rows = tf.reshape(rows, tf.concat([tf.shape(mask), [-1]], 0))
+                rows = tf.reshape(entry(g, clipped), tf.concat([tf.shape(mask), [-1]], 0))
                 product = tf.einsum("kbs,kbx->sbx", tf.cast(weights, g.dtype), rows)
                 sums.append(s + tf.reshape(product[:-1], tf.shape(s)))
                 totals.append(total + tf.reshape(product[-1], tf.shape(total)))
-            rate = tf.gather(tf.reshape(rates, [-1]), flat)
+            rate = entry(rates, clipped)
             rate = tf.where(mask, rate, tf.zeros_like(rate))
             start = found.start - tf.reduce_sum(rate, 0)
             step = found.step - tf.reduce_sum(theta * rate, 0)
@@ -257,18 +255,16 @@ def _flat(row, values):
     return index, tf.ensure_shape(flat, [size, *values.shape[2:]])
 
 
-class _LaneWithin:
+class _LaneWithin(Within):
     """The cotangents of `LaneInterpolatedOutputs`, step by step.
 
     The last slope of a lane's last step is evaluated by itself, see `Sweep`: what that gives the
     step's start and size is told by `with_end`.
     """
 
-    last_time = None
-
     def __init__(self, outputs, grid, accepted, cotangents, rates, end=None):
-        self._outputs, self._grid, self._cotangents = outputs, grid, cotangents
-        self._accepted, self._rates, self._end = accepted, rates, end
+        super().__init__(outputs, grid, accepted, cotangents, rates)
+        self._end = end
 
     def with_end(self, start, step):
         """The same with more for the start and the size of the last step of each lane."""
@@ -276,14 +272,9 @@ class _LaneWithin:
             self._outputs, self._grid, self._accepted, self._cotangents, self._rates, (start, step)
         )
 
-    @property
-    def rates(self):
-        return [self._rates]
-
     def wanted(self, n):
         """Whether some lane has something inside of step n."""
-        begin, end = self._span(n)
-        return tf.reduce_any(begin < end)
+        return tf.reduce_any(super().wanted(n))
 
     def _span(self, n):
         active = tf.logical_and(n >= 0, n < self._accepted)

@@ -350,7 +350,7 @@ class InterpolatedOutputs:
             cotangents: list of tensors.
             rates: the derivatives of the solution at the outputs.
         """
-        return _Within(self, grid, accepted, cotangents, self.rates(cotangents, rates))
+        return Within(self, grid, accepted, cotangents, self.rates(cotangents, rates))
 
     def num_extended(self, grid, accepted, steps):
         """How many of the first `steps` steps have outputs inside, int32."""
@@ -411,7 +411,7 @@ class InterpolatedOutputs:
         return found
 
 
-class _Within:
+class Within:
     """The cotangents of `InterpolatedOutputs`, step by step."""
 
     last_time = None
