@@ -156,8 +156,10 @@ def test_modes_agree(mode):
     assert relative_error(found, expected) < FLOAT64
 
 
+@pytest.mark.parametrize("outputs", ["step", slow("interpolate")])
 @pytest.mark.parametrize("num_times", [slow(2), 4])
-def test_sizes_may_be_unknown_when_the_solve_is_traced(num_times):
+def test_sizes_may_be_unknown_when_the_solve_is_traced(num_times, outputs):
+    options = dict(batch_axis=0, outputs=outputs, **ADAPTIVE)
     rates, weights = tf.constant(RATES, tf.float64), variables()
     t = OWN[:, [0, 3]] if num_times == 2 else OWN
     specs = [tf.TensorSpec([None, SIZE], tf.float64), tf.TensorSpec([None, None], tf.float64)]
@@ -166,12 +168,12 @@ def test_sizes_may_be_unknown_when_the_solve_is_traced(num_times):
     def gradient(y0, t):
         with tf.GradientTape() as tape:
             tape.watch([y0, t])
-            y = tfsymadj.odeint(network(weights), y0, t, args=(rates,), batch_axis=0, **ADAPTIVE)
+            y = tfsymadj.odeint(network(weights), y0, t, args=(rates,), **options)
             value = loss(y)
         return tape.gradient(value, [y0, t, *weights])
 
     found = gradient(start(), tf.constant(t))
-    _, expected = solve(start(), t, rates, batch_axis=0, **ADAPTIVE)
+    _, expected = solve(start(), t, rates, **options)
     del expected["rates"]
     assert relative_error(dict(zip(expected, found)), expected) < FLOAT64
     with pytest.raises(tf.errors.InvalidArgumentError, match="rows_of_t"):

@@ -85,7 +85,7 @@ class Problem:
     @property
     def num_stops(self) -> Any:
         """The number of `stops`, int where it is known."""
-        return tf.size(self.stops) if self.stops.shape[0] is None else self.stops.shape[0]
+        return tf.shape(self.stops)[0] if self.stops.shape[0] is None else self.stops.shape[0]
 
     @property
     def static_max_steps(self) -> int | None:
