@@ -49,6 +49,7 @@ class SolverOptions(TypedDict, total=False):
     event: Event | list[Event] | tuple[Event, ...] | None
     dense: bool
     batch_axis: int | None
+    lanes: int | None
     gradient: str | Gradient
     autonomous: bool | None
     jit_compile: bool | None
@@ -103,6 +104,12 @@ class Options(Configured):
             `(batch,)`, and must not mix examples; what is left of a batch when the others are done
             goes on at the cost of the whole batch. `status`, all of `stats` but `num_states`, and
             `t` if it was, have a batch axis. An example that fails leaves the others alone.
+        lanes: with `batch_axis`, how many of the examples are worked on at a time; one that is done
+            gives its place to the next: for many examples of unequal lengths. None: all of them.
+            Each tensor of `args` that has as long a first axis as `y0` has a row for each example;
+            what the dynamics close over they share. The backward pass takes the examples in the
+            order of their numbers of steps and solves each once more; it holds no more than that
+            of `lanes` examples does.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
@@ -135,6 +142,7 @@ class Options(Configured):
     event: Any = None
     dense: bool = False
     batch_axis: int | None = None
+    lanes: int | None = None
     gradient: Any = "symplectic_adjoint"
     autonomous: bool | None = None
     jit_compile: bool | None = None
@@ -180,6 +188,7 @@ class Options(Configured):
                 events=events,
                 dense=self.dense,
                 lanes=0 if self.batch_axis is None else 1,
+                width=None if self.lanes is None else int(self.lanes),
                 jit_compile=self.jit_compile,
             ),
         )
@@ -255,6 +264,14 @@ class Options(Configured):
             )
 
     def _check_batch_axis(self):
+        if self.lanes is not None and (
+            self.batch_axis is None or self.event is not None or not is_int(self.lanes, 1)
+        ):
+            raise ValueError(
+                "`lanes` must be a positive int or None, and needs `batch_axis=0` and no `event`. "
+                f"Received: lanes={self.lanes!r}, batch_axis={self.batch_axis!r}, "
+                f"event={self.event!r}"
+            )
         if self.batch_axis is None:
             return
         if not (is_int(self.batch_axis, 0) and self.batch_axis == 0):
@@ -329,6 +346,7 @@ class Solver:
     events: tuple
     dense: bool
     lanes: int
+    width: int | None
     jit_compile: bool | None
 
     def at_precision(self, ys: list) -> "Solver":
@@ -385,7 +403,7 @@ class Solver:
         return (
             self.method, self.first_step is None, self.max_step is None, self.max_steps,
             self.gradient, self.interpolates, self.every_step, self.dense, self.lanes,
-            self.jit_compile,
+            self.width, self.jit_compile,
             tuple([(e.direction, e.terminal, e.samples) for e in self.events]),
             type(self.controller), Contents(others).key,
         )  # fmt: skip

@@ -15,9 +15,11 @@ from tfsymadj.dynamics import calling
 from tfsymadj.dynamics.closing import close
 from tfsymadj.events.event import as_function
 from tfsymadj.events.root import with_event
+from tfsymadj.gradients.queued import Queued
 from tfsymadj.loop.failures import monotonic
 from tfsymadj.loop.intervals import with_jumps
 from tfsymadj.loop.problem import Problem
+from tfsymadj.loop.queue import Queue
 from tfsymadj.loop.watch import Watch
 from tfsymadj.options import Options, Solver, SolverOptions, documented, with_options
 from tfsymadj.solution import MESSAGES, Interpolant, Solution, Status
@@ -194,10 +196,14 @@ def _solve(
         tf.cast(y, tf.float32) if y.dtype in (tf.float16, tf.bfloat16) else y
         for y in tf.nest.flatten(state)
     ]
-    function = calling.as_function(dynamics, state, args, autonomous)
     given, last = times, None
     if solver.lanes:
         times, ys, last = arguments.in_lanes(times, ys)
+    queue, like = None, ys
+    function = calling.as_function(dynamics, state, args, autonomous)
+    if solver.width is not None:
+        of = functools.partial(calling.as_function, dynamics, state, autonomous=autonomous)
+        queue, function, like = _queue(of, args, ys, solver.width)
     stops, switches, positions = _stops(times, jumps, solver, arguments.time_dtype(state))
     steps = arguments.as_count(solver.controller.num_steps(stops))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
@@ -207,7 +213,7 @@ def _solve(
     same = known and jumps is None and not functions and not solver.lanes
     watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
-        dynamics=close(function, ys, dynamics(), caller, solver.jit_compile, solver.lanes),
+        dynamics=close(function, like, dynamics(), caller, solver.jit_compile, solver.lanes),
         ys=ys,
         stops=stops,
         between=times if solver.interpolates and not solver.dense else None,
@@ -227,6 +233,7 @@ def _solve(
         jit_compile=solver.jit_compile,
         lanes=solver.lanes,
         last=last,
+        queue=queue,
     )
     return _solution(problem, solver, state, given, positions)
 
@@ -241,7 +248,8 @@ def _solution(problem, solver, state, times, positions):
         times: the output times, as they were given.
         positions: where they are among the stops, if these are more.
     """
-    outcome, event, interpolant = solver.gradient.solve(problem), (), ()
+    gradient = solver.gradient if problem.queue is None else Queued(solver.gradient)
+    outcome, event, interpolant = gradient.solve(problem), (), ()
     if problem.watch is not None:
         found = functools.partial(with_event, problem, outcome, solver.gradient)
         outcome, event = compiled_by_xla(found, solver.jit_compile)
@@ -255,6 +263,40 @@ def _solution(problem, solver, state, times, positions):
         outcome = outcome._replace(ys=[rows(y, positions) for y in outcome.ys])
     t, y = times if outcome.times is None else outcome.times, _as_given(outcome.ys, state)
     return Solution(t, y, outcome.status, outcome.stats, event, interpolant), outcome.time
+
+
+def _queue(function_of, args, ys, width):
+    """The `Queue` of a solve, and the function and the states of as many examples as there are
+    lanes, to close the dynamics with.
+
+    Args:
+        function_of: callable from `args` to the dynamics of lists of tensors.
+        args: tuple of nests of tensors.
+        ys: list of tensors.
+        width: how many lanes there may be.
+    """
+    batch = ys[0].shape[0]
+    width = width if batch is None else max(min(width, batch), 1)
+    leaves = tf.nest.flatten(args)
+    whole = [i for i, x in enumerate(leaves) if x.shape.rank and x.shape[0] == batch]
+    count = tf.shape(ys[0])[0]
+
+    def function(rows):
+        given = dict(zip(whole, rows))
+        merged = [given.get(i, x) for i, x in enumerate(leaves)]
+        return function_of(args=tf.nest.pack_sequence_as(args, merged))
+
+    def with_rows(x):
+        """Of as many rows as there are examples: else nothing would tell, under XLA."""
+        same = tf.equal(tf.shape(x)[0], count)
+        shape = tf.concat([[tf.where(same, count, -2)], tf.shape(x)[1:]], 0)
+        return tf.ensure_shape(tf.reshape(x, shape, "rows_of_args"), x.shape)
+
+    own = [leaves[i] if batch is not None else with_rows(leaves[i]) for i in whole]
+    first = tf.minimum(tf.range(width), count - 1)
+    of_lanes = [tf.gather(x, first) for x in own]
+    like = [tf.gather(y, first) for y in ys]
+    return Queue(width, own, of_lanes, function), function(of_lanes), like
 
 
 def _as_given(ys, state):

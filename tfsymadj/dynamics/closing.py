@@ -77,6 +77,20 @@ class ClosedDynamics:
         dynamics._function = lambda t, ys: function(side.clamp(t), ys)
         return dynamics
 
+    def given(self, function, before, values):
+        """The same dynamics with other values of some of what they capture.
+
+        Args:
+            function: the same that was closed, of these values.
+            before: list of tensors, those that it was closed with.
+            values: list of tensors in place of them.
+        """
+        other = {id(x): value for x, value in zip(before, values)}
+        dynamics = copy.copy(self)
+        dynamics._function = function
+        dynamics.captured = [other.get(id(x), x) for x in self.captured]
+        return dynamics
+
     def substituted(self):
         """The context in which reads are redirected: custom gradients of the dynamics read
         variables when the gradient is computed.

@@ -415,7 +415,8 @@ def _segment_bound(problem, recording):
 def extended_steps(problem, outcome, steps):
     """How many of the first `steps` steps need the rows of the continuous extension, int32."""
     accepted = outcome.stats.num_accepted
-    return problem.outputs().num_extended(outcome.record.grid, accepted, steps)
+    grid = outcome.record and outcome.record.grid  # none of examples that wait for lanes
+    return problem.outputs().num_extended(grid, accepted, steps)
 
 
 def planned_evaluations(problem, recording, outcome):

@@ -19,7 +19,7 @@ from tfsymadj.xla import compiled
 
 def integrate(problem: Problem, recording: Recording | None = None) -> Outcome:
     """Solves the problem, and keeps what `recording` says."""
-    loop = _Loop(problem, recording)
+    loop = Loop(problem, recording)
     outcome = compiled(loop.run, problem.jit_compile)
     # An output of the loop that had a gradient would make TensorFlow keep all of the loop.
     outcome = outcome._replace(time=tf.stop_gradient(outcome.time))
@@ -70,7 +70,7 @@ class _Verdict(NamedTuple):
     status: tf.Tensor
 
 
-class _Loop:
+class Loop:
     """Start, try, judge, advance, finish.
 
     Attributes:
@@ -101,18 +101,40 @@ class _Loop:
     def run(self):
         """The `Outcome`."""
         initial, evaluations = self.start()
+        return self.finish(self._repeated(self.unfinished, initial), evaluations)
+
+    def go_on(self, carry, worthwhile):
+        """The variables of lanes after more attempts.
+
+        Args:
+            carry: those before.
+            worthwhile: callable that says whether to try another step, of the lanes that have one.
+        """
+        return self._repeated(lambda c: worthwhile(self.running(c)), carry)
+
+    def _repeated(self, unfinished, carry):
         (carry,) = tf.while_loop(
-            self.unfinished,
+            unfinished,
             self.attempt,
-            (initial,),
+            (carry,),
             parallel_iterations=1,
             maximum_iterations=self._problem.static_max_steps,
             name="integrate",
         )
-        return self.finish(carry, evaluations)
+        return carry
 
-    def start(self):
-        """The loop's first variables, and the number of evaluations that they took."""
+    @property
+    def last_stop(self):
+        """See `Problem`."""
+        return self._problem.last_stop
+
+    def start(self, outputs=None, new=None):
+        """The loop's first variables, and the number of evaluations that they took.
+
+        Args:
+            outputs: those of other examples, to be written over in the lanes where `new` holds.
+            new: boolean vector.
+        """
         problem, ys, start = self._problem, self._problem.ys, self._problem.stops[0]
         fine = problem.valid
         if fine is None:  # from the first to the last of the stops
@@ -142,7 +164,9 @@ class _Loop:
             reached=none,
             time=start,
             moved=tf.ones_like(start, tf.bool),
-            outputs=self._outputs.reserve(ys),
+            outputs=(
+                self._outputs.reserve(ys) if new is None else self._outputs.again(outputs, new, ys)
+            ),
             grid=[self._grid.reserve()] if recorded else [],
             kept=self._store.empty(live) if recorded else Kept([], []),
             rest=[Rest(start, live)] if recorded and self._lanes else [],
@@ -190,10 +214,10 @@ class _Loop:
             # However the solve goes: so the loop's counters don't depend on the state, and
             # `tf.vectorized_map` can tell.
             return bounded
-        running = self._running(c)
+        running = self.running(c)
         return tf.reduce_any(running) if self._lanes else running
 
-    def _running(self, c):
+    def running(self, c):
         """Whether there is another step to be tried, in each lane."""
         bounded, ongoing = c.attempts < self._problem.max_steps, is_success(c.status)
         for seen in c.seen:
@@ -204,7 +228,7 @@ class _Loop:
 
     def attempt(self, c):
         """One step: the loop's body."""
-        running = self._running(c) if self._lanes else None
+        running = self.running(c) if self._lanes else None
         live = [c.ys[i] for i in self._live]
         kept = self._store.with_state(c.kept, c.accepted, live, c.moved, running)
         trial = self._try(c, running)

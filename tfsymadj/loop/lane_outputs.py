@@ -22,6 +22,15 @@ def _read(rows, like, count):
     return tf.ensure_shape(found, [count if isinstance(count, int) else None, *like.shape])
 
 
+def _first_rows(rows, new, ys0, spare):
+    """Rows with the first one of the lanes where `new` holds; `spare` is one that nobody reads."""
+    row = tf.where(new, 0, spare)
+    return [
+        buffers.for_branches(buffers.write_row, r, buffers.lane_row(row, y), y)
+        for r, y in zip(rows, ys0)
+    ]
+
+
 def _repeat_last(outputs, last, ends):
     """Outputs with the last state of each lane from its last time on."""
     count = tf.shape(outputs[0])[0]
@@ -60,6 +69,10 @@ class LaneStopOutputs(StopOutputs):
             buffers.for_branches(buffers.write_row, r, buffers.lane_row(0, y), y)
             for r, y in zip(rows, ys0)
         ]
+
+    def again(self, rows, new, ys0):
+        """What the loop carries where lanes begin with other examples."""
+        return _first_rows(rows, new, ys0, self._num_stops)
 
     def write(self, rows, taken):
         return [
@@ -111,6 +124,12 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
             for r, y in zip(rows, ys0)
         ]
         return [tf.ones_like(self._like, tf.int32), [*first, *rows[len(ys0) :]]]
+
+    def again(self, held, new, ys0):
+        """See `LaneStopOutputs`."""
+        m, rows = held
+        first = _first_rows(rows, new, ys0, self._count)
+        return [tf.where(new, 1, m), [*first, *rows[len(ys0) :]]]
 
     def _time(self, m):
         return entry(self._times, tf.minimum(m, self._count - 1))

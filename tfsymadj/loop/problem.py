@@ -51,6 +51,7 @@ class Problem:
             and `between` have a second axis then, and numbers of steps are vectors.
         last: with lanes, of which the last of `output_times` may be equal, the index of the first
             one that is as late as the last, int32 vector; None: the last one.
+        queue: `Queue` of examples that have no lane each; None: they have.
     """
 
     dynamics: ClosedDynamics
@@ -73,6 +74,7 @@ class Problem:
     jit_compile: bool | None = None
     lanes: int = 0
     last: Any = None
+    queue: Any = None
 
     @property
     def last_stop(self) -> Any:
