@@ -39,6 +39,11 @@ class Recording:
         """Whether there is a ring."""
         return not (isinstance(self.ring, int) and self.ring == 0)
 
+    @property
+    def restores_rows(self):
+        """Whether `restore` only reads a row, how often it is called for it."""
+        return type(self) is Recording
+
     def num_values(self, num_stages):
         """How many values the adjoint of a step needs, of a method with so many stages."""
         return 1 if self.tapes_steps else num_stages

@@ -83,17 +83,24 @@ class Sweep:
         )
         if self._outputs.interpolates and not self._method.extends:
             state = self._from_the_end(state)
-        first = self._recording.num_not_kept(self._accepted, self._written)
-        if self._recording.keeps_steps:
-            values = Ring(self._recording.ring)
+        recording = self._recording
+        first = recording.num_not_kept(self._accepted, self._written)
+        kept = self._accepted - first
+        together = (
+            recording.keeps_steps
+            and recording.keeps_states
+            and recording.restores_rows
+            and not (self._single or problem.lanes or isinstance(first, int))
+        )
+        if recording.keeps_steps and not together:
+            values = Ring(recording.ring)
             if problem.lanes:
-                values = LaneRing(self._recording.ring, self._or_at_rest)
-            kept = self._accepted - first
+                values = LaneRing(recording.ring, self._or_at_rest)
             with _ready(state):
                 state = self._adjoint_steps(first, kept, values, self._kept.steps, state)
-        if self._recording.keeps_states:
+        if recording.keeps_states:
             with _ready(state):
-                state = self._segments(first, state)
+                state = self._segments(first, state, kept if together else None)
         totals = state.totals
 
         def in_dtype_of(inputs, gradients):
@@ -116,13 +123,19 @@ class Sweep:
             stops += self._within.last_time * tf.one_hot(last, last + 1, dtype=tf.float64)
         return [stops, *self._within.rates]
 
-    def _segments(self, steps, state):
-        """The adjoint over the first `steps`, segment by segment: recompute the values, then it."""
+    def _segments(self, steps, state, kept=None):
+        """The adjoint over the first `steps`, segment by segment: recompute the values, then it.
+
+        Args:
+            steps: int, or int32 scalar.
+            state: `_Adjoint`.
+            kept: of how many steps after these the values are in the ring, and the adjoint is still
+                to be taken: by the same code, of which there is a great deal. None: it was.
+        """
         recording = self._recording
         stride, like = recording.stride, self._live
-        single = isinstance(stride, int) and stride == 1  # segments of one step
         # One place for all segments: what an earlier segment left is overwritten.
-        if single:
+        if self._single:
             values, rows = None, []
         elif recording.keeps_steps and not self._problem.lanes:
             values, rows = Ring(recording.ring), self._kept.steps
@@ -141,12 +154,18 @@ class Sweep:
 
         def segment(q, length, variables):
             held, rows, state = variables
-            begin = q * stride
+            begin, again = q * stride, length
+            if kept is not None:  # those in the ring have their turn first
+                own, begin = tf.equal(q, count), tf.minimum(begin, steps)
+                length, again = tf.where(own, kept, length), tf.where(own, 0, length)
+                q = tf.minimum(q, tf.maximum(count - 1, 0))
             ys, held = recording.restore(q, held, states, like, advance)
             ys = self._or_at_rest(begin, ys)
-            if single:
+            if self._single:
                 return held, rows, self._adjoint_from_state(begin, ys, state)
-            rows = self._recompute(begin, length, ys, values, rows)
+            if kept is not None:
+                ys = select(own, values.of_step(rows, begin, like)(0), ys)
+            rows = self._recompute(begin, again, ys, values, rows)
             return held, rows, self._adjoint_steps(begin, length, values, rows, state)
 
         written = self._counts if self._problem.lanes else self._written
@@ -158,21 +177,28 @@ class Sweep:
                 variables = segment(count, rest, variables)
         else:
             count = -(-steps // stride)
+        more = int(kept is not None)
 
         def body(i, variables):
-            q = count - 1 - i
+            q = count - 1 + more - i
             length = stride if isinstance(count, int) else tf.minimum(stride, steps - q * stride)
             return segment(q, length, variables)
 
+        bound = _segment_bound(self._problem, recording)
         _, _, state = repeated(
-            count,
+            count + more,
             body,
             variables,
             "segments",
-            bound=_segment_bound(self._problem, recording),
+            bound=bound if bound is None else bound + more,
             overlap=2,  # the next segment's steps beside this one's adjoint
         )
         return state
+
+    @property
+    def _single(self):
+        """Whether segments are known to be of one step."""
+        return _static(self._recording.stride) == 1
 
     def _or_at_rest(self, n, ys):
         """The state before step n, of lanes that have none the one at which they rest."""
