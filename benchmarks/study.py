@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import tfsymadj
 
-OPTIONS = dict(rtol=1e-5, atol=1e-7, max_steps=20_000, batch_axis=0)
+OPTIONS = dict(rtol=1e-5, atol=1e-7, max_steps=1024, batch_axis=0)
 END = 10.0
 
 
@@ -67,7 +67,7 @@ def solve(mu, y0, share, lanes, differentiate):
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("--systems", type=int, default=100_000, help="(default: 100000)")
-    parser.add_argument("--lanes", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--lanes", type=int, nargs="+", default=[1024], help="(default: 1024)")
     arguments = parser.parse_args()
     count = 200 if arguments.quick else arguments.systems
     lanes = [32] if arguments.quick else arguments.lanes

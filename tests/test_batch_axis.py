@@ -514,3 +514,14 @@ def test_a_flow_with_steps_of_each_example():
     np.testing.assert_allclose(own.inverse(x), shared.inverse(x), atol=1e-5)
     dets = [f.inverse_log_det_jacobian(x, event_ndims=1) for f in (own, shared)]
     np.testing.assert_allclose(*dets, atol=1e-5)
+
+
+def test_more_steps_than_memory_is_refused():
+    def lost(y0):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            y = tfsymadj.odeint(lambda t, y: -y, y0, [0.0, 1.0], batch_axis=0, max_steps=100_000)
+        return tape.gradient(y, y0)
+
+    with pytest.raises(ValueError, match="`lanes` for fewer examples.*Received: max_steps"):
+        tf.function(lost)(tf.ones([10_000, 1]))

@@ -131,19 +131,22 @@ class Writer:
         max_steps: int, or int32 scalar.
         like: a time, for its shape: scalar, or one for each lane.
         full: whether it is of interest between which stops a step of a lane is.
+
+    Attributes:
+        num_fields: how many numbers are written for each step.
     """
 
     def __init__(self, max_steps, like, full=True):
         self._max_steps, self._like = max_steps, like
         self._lanes = like.shape.rank
-        self._num_fields = 2 if self._lanes and not full else _NUM_FIELDS
+        self.num_fields = 2 if self._lanes and not full else _NUM_FIELDS
 
     def reserve(self):
         """The rows for the loop to write to."""
         if not self._lanes:
             return buffers.reserve_rows(self._max_steps, tf.zeros([_NUM_FIELDS], tf.float64))
         # One row more, for lanes that are done.
-        row = tf.stack([self._like] * self._num_fields, 1)
+        row = tf.stack([self._like] * self.num_fields, 1)
         return buffers.lane_rows(self._max_steps + 1, row, zeros=False)
 
     def write(self, rows, n, t, interval, proposal: Proposal):
@@ -158,7 +161,7 @@ class Writer:
         )
         if not self._lanes:
             return buffers.set_row(rows, n, tf.stack(list(row)))
-        fields = [tf.broadcast_to(x, tf.shape(t)) for x in row[: self._num_fields]]
+        fields = [tf.broadcast_to(x, tf.shape(t)) for x in row[: self.num_fields]]
         index = buffers.lane_row(n, self._like)
         return buffers.write_row(rows, index, tf.stack(fields, 1))
 

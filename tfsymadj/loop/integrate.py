@@ -97,6 +97,8 @@ class Loop:
         of_stops = not self._outputs.interpolates and problem.stops.shape[0] != 2
         full = problem.with_time or problem.switches is not None or of_stops
         self._grid = Writer(problem.max_steps, problem.stops[0], full)
+        if recording is not None and problem.lanes:
+            problem.refuse_grid(self._grid.num_fields)
 
     def run(self):
         """The `Outcome`."""

@@ -106,9 +106,25 @@ class Problem:
         if None in sizes or not isinstance(states, int):
             return
         size = states * sum(n * y.dtype.size for n, y in zip(sizes, self.ys))
+        self._refuse_bytes(size, f"{what} holds up to {states} states", remedy)
+
+    def refuse_grid(self, fields: int) -> None:
+        """Refuses to hold more times of steps of examples than anyone means to ask for.
+
+        Args:
+            fields: how many numbers there are for each step.
+        """
+        lanes, steps = self.ys[0].shape[0], self.static_max_steps
+        if lanes is None or steps is None:
+            return
+        what = f"A gradient with `batch_axis` holds the times of {steps} steps of {lanes} examples"
+        remedy = "Use a smaller `max_steps`, or `lanes` for fewer examples at a time."
+        self._refuse_bytes(8 * fields * steps * lanes, what, remedy)
+
+    def _refuse_bytes(self, size, what, remedy):
         if size > _LARGEST_BUFFER:
             raise ValueError(
-                f"{what} holds up to {states} states, here {size / 2**30:.1f} GiB, more than the "
+                f"{what}, here {size / 2**30:.1f} GiB, more than the "
                 f"{_LARGEST_BUFFER / 2**30:.0f} GiB allowed. {remedy} "
                 f"Received: max_steps={self.max_steps}"
             )
