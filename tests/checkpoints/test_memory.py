@@ -72,7 +72,7 @@ def test_plans_of_so_many_states(states, mode):
     assert found < at_most or found == at_most == 48
 
 
-@pytest.mark.parametrize("memory", [8 * STATE, 14 * STATE, "1 MiB"])
+@pytest.mark.parametrize("memory", [8 * STATE, slow(14 * STATE), "1 MiB"])
 @pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["fixed", "adaptive"])
 @pytest.mark.parametrize("mode", [*map(slow, MODES[:1]), "graph", slow("xla")])
 def test_gradients(memory, options, mode):
@@ -81,8 +81,9 @@ def test_gradients(memory, options, mode):
     assert relative_error(actual, expected) < FLOAT64
 
 
-@pytest.mark.parametrize("jit_compile", [None, slow(True)])
-@pytest.mark.parametrize("options", [FIXED, slow(ADAPTIVE)], ids=["fixed", "adaptive"])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [None, True])
+@pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["fixed", "adaptive"])
 def test_unknown_batch_size(options, jit_compile):
     problem = mlp()
     signature = [tf.TensorSpec([None, 3], tf.float64)]
@@ -173,7 +174,8 @@ def test_large_tapes_hold_a_stage(monkeypatch):
     assert (stats.num_states, stats.num_backward_evaluations) == (48, 48)
 
 
-@pytest.mark.parametrize("room", [slow(20), 30])
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [20, 30])
 def test_as_many_as_there_is_room_for(room, monkeypatch):
     monkeypatch.setattr(plans, "_step_tape", lambda problem: None)
     monkeypatch.setattr(plans, "FREE", room * STATE)
