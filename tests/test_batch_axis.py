@@ -48,7 +48,7 @@ def start():
 
 def loss(y):
     """A number that no two outputs have the same part in."""
-    weights = tf.cos(tf.cast(tf.range(tf.size(y[:, 0])), y.dtype))
+    weights = tf.cos(tf.cast(tf.range(SIZE * tf.shape(y)[0]), y.dtype))
     return tf.reduce_sum(tf.reshape(weights, [-1, 1, SIZE]) * y * y)
 
 
@@ -525,3 +525,12 @@ def test_more_steps_than_memory_is_refused():
 
     with pytest.raises(ValueError, match="`lanes` for fewer examples.*Received: max_steps"):
         tf.function(lost)(tf.ones([10_000, 1]))
+
+
+@pytest.mark.parametrize("mode", ["graph", slow("xla")])
+@pytest.mark.parametrize("outputs", ["step", slow("interpolate")])
+def test_no_examples_at_all(outputs, mode):
+    y0 = tf.ones([0, SIZE], tf.float64)
+    solution, found = solve(y0, SHARED, y0[:, 0], mode, batch_axis=0, outputs=outputs, **ADAPTIVE)
+    assert solution.y.shape == (4, 0, SIZE) and solution.status.shape == (0,)
+    assert found["y0"].shape == (0, SIZE) and not np.any(found["w0"])

@@ -201,7 +201,7 @@ def _solve(
         times, ys, last = arguments.in_lanes(times, ys)
     queue, like = None, ys
     function = calling.as_function(dynamics, state, args, autonomous)
-    if solver.width is not None:
+    if solver.width is not None and (ys[0].shape[0] is None or ys[0].shape[0] > solver.width):
         of = functools.partial(calling.as_function, dynamics, state, autonomous=autonomous)
         queue, function, like = _queue(of, args, ys, solver.width)
     stops, switches, positions = _stops(times, jumps, solver, arguments.time_dtype(state))
@@ -276,7 +276,6 @@ def _queue(function_of, args, ys, width):
         width: how many lanes there may be.
     """
     batch = ys[0].shape[0]
-    width = width if batch is None else max(min(width, batch), 1)
     leaves = tf.nest.flatten(args)
     whole = [i for i, x in enumerate(leaves) if x.shape.rank and x.shape[0] == batch]
     count = tf.shape(ys[0])[0]
@@ -438,9 +437,10 @@ def _assert_success(solution, time):
     """Assertions after the loop; XLA drops them."""
     found, which = solution.status, []
     if found.shape.rank:
-        failed = tf.not_equal(found, int(Status.SUCCESS))
-        first = tf.argmax(tf.cast(failed, tf.int32), output_type=tf.int32)
-        number = tf.reduce_sum(tf.cast(failed, tf.int32))
+        # And one that is none: there may be no examples.
+        found, time = (tf.pad(x, [[0, 1]]) for x in (found, time))
+        failed = tf.cast(tf.not_equal(found, int(Status.SUCCESS)), tf.int32)
+        first, number = tf.argmax(failed, output_type=tf.int32), tf.reduce_sum(failed)
         found, time = tf.gather(found, first), tf.gather(time, first)
         which = ["of example", first, "the first that failed of", number]
     checks = [

@@ -21,11 +21,15 @@ def dense_rows(rows, like, zeros=True):
     Args:
         zeros: False: whatever is there, where nobody looks before it is written.
     """
+    return _empty(rows, like.shape, tf.shape(like), like.dtype, zeros)
+
+
+def _empty(rows, static, shape, dtype, zeros):
     # Not `tf.zeros`: folded into a constant, it would live on beside the buffer that is written.
-    shape = tf.concat([[rows], tf.shape(like)], 0)
-    buffer = tf.raw_ops.Empty(shape=shape, dtype=like.dtype, init=zeros)
+    shape = tf.concat([[rows], shape], 0)
+    buffer = tf.raw_ops.Empty(shape=shape, dtype=dtype, init=zeros)
     static_rows = rows if isinstance(rows, int) else None
-    return tf.ensure_shape(buffer, [static_rows, *like.shape])
+    return tf.ensure_shape(buffer, [static_rows, *static])
 
 
 def lane_rows(rows, like, zeros=True):
@@ -34,7 +38,7 @@ def lane_rows(rows, like, zeros=True):
     """
     lanes = like.shape[0]
     count = rows * (tf.shape(like)[0] if lanes is None else lanes)
-    return dense_rows(count, like[0], zeros)
+    return _empty(count, like.shape[1:], tf.shape(like)[1:], like.dtype, zeros)
 
 
 def lane_row(row, like):

@@ -458,7 +458,8 @@ class Loop:
         if self._lanes:
             # One that failed has no step in a backward pass, and rests where one does that did not.
             fine = is_success(status)
-            other = tf.argmax(tf.cast(fine, tf.int32), output_type=tf.int32)
+            one_more = tf.pad(tf.cast(fine, tf.int32), [[0, 1]])  # there may be none at all
+            other = tf.argmax(one_more, output_type=tf.int32)
             accepted = tf.where(fine, accepted, 0)
             rest = tf.nest.map_structure(
                 lambda x: select(fine, [x], [tf.gather(x, other + tf.zeros_like(accepted))])[0],

@@ -18,7 +18,7 @@ _BLOCK, _BLOCKS, _BLOCK_NUMBERS = 8, 16, 2**16
 
 def _read(rows, like, count):
     """The first rows of `buffers.lane_rows`, `[count, lanes, ...]`."""
-    found = tf.reshape(rows, tf.concat([[-1], tf.shape(like)], 0))[:count]
+    found = tf.reshape(rows, tf.concat([[count + 1], tf.shape(like)], 0))[:count]
     return tf.ensure_shape(found, [count if isinstance(count, int) else None, *like.shape])
 
 

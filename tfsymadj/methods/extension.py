@@ -43,7 +43,7 @@ class Extension:
     def lane_weights(self, theta, powers="value"):
         """`weights` for theta `[times, lanes]`: `[times, lanes, slopes]`."""
         found = self.weights(tf.reshape(theta, [-1]), powers)
-        return tf.reshape(found, tf.concat([tf.shape(theta), [-1]], 0))
+        return tf.reshape(found, tf.concat([tf.shape(theta), tf.shape(found)[1:]], 0))
 
     def lane_combined(self, weights, slopes):
         """`[times, lanes, slopes]` times slopes of the lanes, a list of tensors `[lanes, ...]`."""

@@ -35,7 +35,8 @@ def scaled_norm(xs, magnitudes, rtol, atol, may_lack_scale, lanes=0):
             ratio = tf.where(counts, ratio, tf.zeros_like(ratio))
         axes = list(range(1, x.shape.rank)) if lanes else None
         total = total + tf.cast(tf.reduce_sum(ratio * ratio, axes), tf.float64)
-        count = count + tf.cast(tf.size(x[0] if lanes else x), tf.float64)
+        size = tf.reduce_prod(tf.shape(x)[1:]) if lanes else tf.size(x)
+        count = count + tf.cast(size, tf.float64)
     return tf.sqrt(total / tf.maximum(count, 1.0))
 
 
