@@ -339,6 +339,7 @@ def _watch(functions, event_args, state, ys, solver, caller):
 def _solve_eagerly(dynamics, inputs, solver, way):
     """The same as a compiled function: only so does a custom gradient save memory."""
     inputs = {**inputs, "numbers": _vector(solver.numbers)}
+    unwatched = arguments.unwatched(inputs["args"])
     steps = None
     if not solver.controller.adaptive:
         times = inputs["times"]
@@ -355,6 +356,8 @@ def _solve_eagerly(dynamics, inputs, solver, way):
     def function(caller, inputs):
         with_numbers = solver.with_numbers(inputs.pop("numbers"))
         inputs = {"num_steps": steps, **inputs}
+        if unwatched:
+            inputs["args"] = arguments.stopped(inputs["args"], unwatched)
         return _solve(
             caller.dynamics,
             solver=with_numbers,
@@ -365,7 +368,9 @@ def _solve_eagerly(dynamics, inputs, solver, way):
         )
 
     functions = [event.function for event in solver.events]
-    return compiled.solve(function, dynamics, functions, inputs, (*solver.key, way, steps))
+    return compiled.solve(
+        function, dynamics, functions, inputs, (*solver.key, way, steps, unwatched)
+    )
 
 
 @functools.lru_cache(maxsize=256)
