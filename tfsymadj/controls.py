@@ -335,6 +335,19 @@ def rectilinear_path(ts: Any, xs: Any, moves_first: int) -> Control:
     return _control(ts, xs, [p.value + p.since * p.slope, p.slope])
 
 
+def filled(ts: tf.Tensor, xs: tf.Tensor) -> tf.Tensor:
+    """A series with its missing values as `linear` has them.
+
+    Args:
+        ts: float64 `(n,)` or `(batch, n)`, increasing where something is observed.
+        xs: `(n, channels)` or `(batch, n, channels)`.
+    """
+    p = _pieces(ts, xs)
+    last, before = xs[..., -1:, :], p.value[..., tf.newaxis, :, -1]
+    last = tf.where(tf.math.is_nan(last), before, last)
+    return tf.concat([tf.linalg.matrix_transpose(p.value + p.since * p.slope), last], -2)
+
+
 def _series(ts, xs):
     """The times in float64, and the series in float32 at least, with the time axis last but one."""
     if any(isinstance(x, keras.KerasTensor) for x in (ts, xs)):
