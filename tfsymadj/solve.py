@@ -342,10 +342,12 @@ def _solve_eagerly(dynamics, inputs, solver, way):
     unwatched = arguments.unwatched(inputs["args"])
     steps = None
     if not solver.controller.adaptive:
-        times = inputs["times"]
+        times, jumps = inputs["times"], inputs.get("jumps")
         if times.shape.rank == 2:
             times = tf.transpose(times)
-        stops, *_ = _stops(times, inputs.get("jumps"), solver, tf.float64)
+        elif jumps is not None and jumps.shape.rank == 2:
+            times = tf.tile(times[:, tf.newaxis], [1, tf.shape(jumps)[0]])
+        stops, *_ = _stops(times, jumps, solver, tf.float64)
         steps = solver.controller.num_steps(stops)
     if steps is not None:
         steps = arguments.as_count(int(steps))

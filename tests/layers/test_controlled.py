@@ -117,7 +117,8 @@ LANES = dict(batch_axis=0, method="dopri5", num_steps=None, rtol=1e-3, atol=1e-3
 def test_gradients_are_those_of_back_propagation(interpolation, options, mode):
     found = gradients(mode, "symplectic_adjoint", interpolation, **options)
     expected = gradients("graph", "backprop", interpolation, **options)
-    assert relative_error(found, expected) < FLOAT64
+    # Adaptive steps compiled by XLA are others by rounding errors.
+    assert relative_error(found, expected) < (1e-9 if options and mode == "xla" else FLOAT64)
 
 
 @pytest.mark.slow
