@@ -328,6 +328,27 @@ def test_a_control_is_one_argument():
     np.testing.assert_array_equal(alone, in_tuple)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_lanes_that_work_off_a_queue_of_examples(own):
+    """Also where there are as many knots, or pieces, as examples: these are no examples' own."""
+    ts, xs = TS, np.append(XS, XS[::-1], 1)[:, :2]
+    if own:
+        ts, xs = np.stack([TS, 1.1 * TS, 0.9 * TS]), np.stack([xs, -xs, 0.5 * xs])
+    results = []
+    for lanes in (None, 2):
+        y0, table = tf.constant([[1.0, 0.5], [0.2, -0.3], [0.4, 0.0]], tf.float64), tf.constant(xs)
+        with tf.GradientTape() as tape:
+            tape.watch([y0, table])
+            y = tfsymadj.odeint(
+                driven, y0, [0.0, 1.0], args=controls.linear(ts, table),
+                batch_axis=0, lanes=lanes, rtol=1e-6, atol=1e-6, max_steps=64,
+            )[-1]  # fmt: skip
+            total = tf.reduce_sum(tf.cos(y))
+        results.append(dict(enumerate([y, *tape.gradient(total, [y0, table])])))
+    assert relative_error(results[1], results[0]) < 1e-10
+
+
 # Long tables
 
 

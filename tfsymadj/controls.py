@@ -132,6 +132,16 @@ def restored(args, like):
     )
 
 
+def are_shared(args):
+    """For each tensor of a nest whether it belongs to a control and has no axis of examples."""
+
+    def mark(x):
+        if isinstance(x, Control):
+            return Control(x.knots.shape.rank == 1, x.coefficients.shape.rank == 3)
+
+    return [x is True for x in tf.nest.flatten(keras.tree.traverse(mark, args))]
+
+
 def _polynomial(powers, x):
     *others, value = powers
     for c in reversed(others):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import Unpack
 
-from tfsymadj import arguments, compiled
+from tfsymadj import arguments, compiled, controls
 from tfsymadj._platform import vectorizing
 from tfsymadj.arithmetic import entry
 from tfsymadj.dynamics import calling
@@ -278,7 +278,10 @@ def _queue(function_of, args, ys, width):
     batch = ys[0].shape[0]
     width = width if batch is None else max(min(width, batch), 1)
     leaves = tf.nest.flatten(args)
-    whole = [i for i, x in enumerate(leaves) if x.shape.rank and x.shape[0] == batch]
+    shared = controls.are_shared(args)
+    whole = [
+        i for i, x in enumerate(leaves) if x.shape.rank and x.shape[0] == batch and not shared[i]
+    ]
     count = tf.shape(ys[0])[0]
 
     def function(rows):
