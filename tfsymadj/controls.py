@@ -237,8 +237,8 @@ def linear(ts: Any, xs: Any) -> Control:
 def hermite(ts: Any, xs: Any) -> Control:
     """Cubic, with the slope of the piece before at each observation: backward differences.
 
-    It is smooth enough for adaptive steps without `jumps`, and what happens after an observation
-    does not change what was before the one before it (Morrill et al., arXiv:2106.11028).
+    It is smooth enough for adaptive steps without `jumps`, and an observation changes nothing of
+    what was before the one before it (Morrill et al., arXiv:2106.11028).
 
     Args:
         ts: see `linear`.

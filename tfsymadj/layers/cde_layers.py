@@ -206,7 +206,9 @@ class CDELayer(ODELayer):
         specs, self._solved_for = self._solved_for, None
         return specs
 
-    def call(self, x: Any, t: Any = None, training: bool | None = None, mask: Any = None) -> Any:
+    def call(  # type: ignore[override]
+        self, x: Any, t: Any = None, training: bool | None = None, mask: Any = None
+    ) -> Any:
         if mask is None:
             mask = _platform.mask_of(x)
         x = tf.convert_to_tensor(x)
