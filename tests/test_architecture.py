@@ -19,6 +19,7 @@ ORDER = [
     "config",
     "arithmetic",
     "xla",
+    "controls",
     "dynamics",
     "methods",
     "solution",

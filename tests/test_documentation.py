@@ -12,7 +12,8 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 DOCS = README.parent / "docs"
 #: Pages that take more than a few seconds.
 LONG = {
-    *("api/flows.md", "api/solving.md", "coming_from.md", "events.md", "flows.md", "gradients.md"),
+    *("api/flows.md", "api/solving.md", "coming_from.md", "controls.md", "events.md", "flows.md"),
+    "gradients.md",
     *("implicit.md", "index.md", "keras.md", "methods.md", "recipes.md", "speed.md"),
 }
 PAGES = {
@@ -25,10 +26,12 @@ MODULES = [
     "bijectors.ode_solve_fn",
     "bijectors.traces",
     "callbacks",
+    "controls",
     "events.event",
     "gradients.backprop",
     "gradients.no_gradient",
     "gradients.symplectic_adjoint",
+    "layers.cde_layers",
     "layers.energy_layers",
     "layers.ode_layer",
     "layers.time_layers",

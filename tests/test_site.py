@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 import tfsymadj
-from tfsymadj import callbacks, layers
+from tfsymadj import callbacks, controls, layers
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = [
@@ -28,8 +28,9 @@ GENERATED |= {f"notebooks/{path.stem}.md" for path in SCRIPTS}
 
 def public_names():
     for name in tfsymadj.__all__:
-        if name not in ("METHODS", "callbacks", "layers"):  # a mapping, and rooms of names
+        if name not in ("METHODS", "callbacks", "controls", "layers"):  # a mapping, rooms of names
             yield name
+    yield from (f"controls.{name}" for name in controls.__all__)
     yield from (f"layers.{name}" for name in layers.__all__ if name != "ODELayer")
     for name, value in vars(callbacks).items():
         if isinstance(value, type) and value.__module__ == callbacks.__name__:

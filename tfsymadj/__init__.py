@@ -2,7 +2,7 @@
 
 import importlib
 
-from tfsymadj import _backend, callbacks, layers  # noqa: F401 - the backend's check comes first
+from tfsymadj import _backend, callbacks, controls, layers  # noqa: F401 - the backend's check comes first
 from tfsymadj.events import Event
 from tfsymadj.gradients import (
     Backprop,
@@ -47,6 +47,7 @@ __all__ = [
     "StepCheckpoint",
     "SymplecticAdjoint",
     "callbacks",
+    "controls",
     "layers",
     "no_gradient",
     "odeint",

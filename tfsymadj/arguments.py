@@ -4,11 +4,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsymadj import _platform
+from tfsymadj.controls import Control
 from tfsymadj.dynamics import calling
 from tfsymadj.warning import warn
 
 #: Days of work, and gigabytes for their times alone: more equal steps are a mistake.
 _MOST_STEPS = 10**8
+
+#: From this size on an argument has no gradient, in eager code, unless a tape watches it: that of a
+#: long table would be summed up in each stage of each step.
+_LARGE = 2**16
 
 
 def as_state(y0):
@@ -42,8 +48,30 @@ def as_args(args, dtype):
             return tf.constant(x, tf.complex128 if dtype.real_dtype == tf.float64 else tf.complex64)
         return _as_tensor("args", x)
 
-    args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
-    return tf.nest.map_structure(convert, args)
+    return tf.nest.map_structure(convert, positional(args))
+
+
+def positional(args):
+    """The arguments as a tuple; anything but a tuple or list is one, and so is a `Control`."""
+    several = isinstance(args, (tuple, list)) and not isinstance(args, Control)
+    return tuple(args) if several else (args,)
+
+
+def unwatched(args):
+    """The positions of those large arguments of an eager call that no tape watches."""
+    return tuple(
+        i
+        for i, x in enumerate(tf.nest.flatten(args))
+        if x.shape.num_elements() >= _LARGE and not _platform.recording_tapes(x)
+    )
+
+
+def stopped(args, positions):
+    """The arguments with `tf.stop_gradient` of those at some positions."""
+    flat = tf.nest.flatten(args)
+    for i in positions:
+        flat[i] = tf.stop_gradient(flat[i])
+    return tf.nest.pack_sequence_as(args, flat)
 
 
 def _as_tensor(name, x):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import Unpack
 
-from tfsymadj import arguments, compiled
+from tfsymadj import arguments, compiled, controls
 from tfsymadj._platform import vectorizing
 from tfsymadj.arithmetic import entry
 from tfsymadj.dynamics import calling
@@ -277,7 +277,10 @@ def _queue(function_of, args, ys, width):
     """
     batch = ys[0].shape[0]
     leaves = tf.nest.flatten(args)
-    whole = [i for i, x in enumerate(leaves) if x.shape.rank and x.shape[0] == batch]
+    shared = controls.are_shared(args)
+    whole = [
+        i for i, x in enumerate(leaves) if x.shape.rank and x.shape[0] == batch and not shared[i]
+    ]
     count = tf.shape(ys[0])[0]
 
     def function(rows):
@@ -338,12 +341,15 @@ def _watch(functions, event_args, state, ys, solver, caller):
 def _solve_eagerly(dynamics, inputs, solver, way):
     """The same as a compiled function: only so does a custom gradient save memory."""
     inputs = {**inputs, "numbers": _vector(solver.numbers)}
+    unwatched = arguments.unwatched(inputs["args"])
     steps = None
     if not solver.controller.adaptive:
-        times = inputs["times"]
+        times, jumps = inputs["times"], inputs.get("jumps")
         if times.shape.rank == 2:
             times = tf.transpose(times)
-        stops, *_ = _stops(times, inputs.get("jumps"), solver, tf.float64)
+        elif jumps is not None and jumps.shape.rank == 2:
+            times = tf.tile(times[:, tf.newaxis], [1, tf.shape(jumps)[0]])
+        stops, *_ = _stops(times, jumps, solver, tf.float64)
         steps = solver.controller.num_steps(stops)
     if steps is not None:
         steps = arguments.as_count(int(steps))
@@ -354,6 +360,8 @@ def _solve_eagerly(dynamics, inputs, solver, way):
     def function(caller, inputs):
         with_numbers = solver.with_numbers(inputs.pop("numbers"))
         inputs = {"num_steps": steps, **inputs}
+        if unwatched:
+            inputs["args"] = arguments.stopped(inputs["args"], unwatched)
         return _solve(
             caller.dynamics,
             solver=with_numbers,
@@ -364,7 +372,9 @@ def _solve_eagerly(dynamics, inputs, solver, way):
         )
 
     functions = [event.function for event in solver.events]
-    return compiled.solve(function, dynamics, functions, inputs, (*solver.key, way, steps))
+    return compiled.solve(
+        function, dynamics, functions, inputs, (*solver.key, way, steps, unwatched)
+    )
 
 
 @functools.lru_cache(maxsize=256)

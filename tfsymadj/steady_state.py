@@ -8,6 +8,7 @@ import tensorflow as tf
 from typing_extensions import Unpack
 
 from tfsymadj import _platform
+from tfsymadj.arguments import positional
 from tfsymadj.arithmetic import epsilon
 from tfsymadj.config import is_real
 from tfsymadj.dynamics import calling
@@ -98,7 +99,7 @@ def steady_state(
         if not (is_real(value) and 0 < value < float("inf")):
             raise ValueError(f"`{name}` must be positive and finite. Received: {value!r}")
     forward = _forward({**options}, tolerance)
-    args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    args = positional(args)
     autonomous = calling.is_autonomous(dynamics, args, forward.autonomous, y0)
 
     implicit = Options(

@@ -56,3 +56,42 @@ def test_live_parts():
             ys,
         )
     assert closed.live == [0, 1]
+
+
+def test_what_is_stopped_is_not_differentiated():
+    """Neither inside of the dynamics nor before: a table of millions of rows costs nothing then."""
+    y0, names = tf.ones([2], tf.float64), ("whole", "stopped", "outside", "partly")
+    inputs = [tf.constant([0.1 * i, 0.2], tf.float64) for i in range(1, 5)]
+    found = []
+
+    def dynamics(t, y, whole, stopped, outside, partly):
+        rest = tf.stop_gradient(tf.cos(stopped * partly))
+        return -whole * y + rest + outside + tf.sin(partly)
+
+    @tf.function
+    def captured(inputs):
+        args = dict(zip(names, inputs))
+        args["outside"] = tf.cast(tf.stop_gradient(inputs[2]), tf.float64)
+        function = as_function(lambda: dynamics, y0, tuple(args.values()), False)
+        closed = close(function, [y0])
+        found.append([name for name, x in args.items() if any(x is c for c in closed.captured)])
+        with tf.GradientTape() as tape:
+            tape.watch([y0, *inputs])
+            y = tfsymadj.odeint(dynamics, y0, [0.0, 1.0], args=tuple(args.values()), **SHORT)[-1]
+        return tape.gradient(y, [y0, *inputs])
+
+    gradients = captured(inputs)
+    assert found == [["whole", "partly"]]
+    assert [g is None for g in gradients] == [False, False, True, True, False]
+
+    @tf.function
+    def by_backprop(inputs):
+        with tf.GradientTape() as tape:
+            tape.watch([y0, *inputs])
+            y = tfsymadj.odeint(
+                dynamics, y0, [0.0, 1.0], args=tuple(inputs), gradient="backprop", **SHORT
+            )[-1]
+        return tape.gradient(y, [y0, inputs[0], inputs[3]])
+
+    for a, b in zip([gradients[i] for i in (0, 1, 4)], by_backprop(inputs)):
+        assert relative_error(a, b) < FLOAT64

@@ -198,6 +198,35 @@ def test_latent_ode(tmp_path):
 
 
 @pytest.mark.slow
+def test_spoken_vowels(tmp_path):
+    pytest.importorskip("sktime")
+    output = run_example("spoken_vowels.py", "--quick", "--output", tmp_path)
+
+    weights, *cde = row("neural CDE", output)
+    gru_weights, *gru = row("GRU", output)
+    _, *one = row("one speaker", output)
+    assert 0.9 < weights / gru_weights < 1.1
+    np.testing.assert_allclose(one, 23.8, atol=0.05)
+    for found in (cde, gru):
+        assert np.all(np.array(found) > 2 * np.array(one))
+    assert (tmp_path / "spoken_vowels.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_heated_room(tmp_path):
+    """The script itself fails if the parameters are not found."""
+    output = run_example("heated_room.py", "--quick", "--output", tmp_path)
+
+    names = ["room to walls, 1/h", "walls to outside, 1/h", "room to outside, 1/h", "heater, K/h"]
+    for name in names:
+        truth, start, estimate, error, *_ = row(name, output)
+        assert abs(estimate - truth) < 4 * error < abs(start - truth)
+    jumps, without = row("largest deviation, standard errors", output)
+    assert jumps < 4 and without > 10
+    assert (tmp_path / "heated_room.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_long_series(tmp_path):
     output = run_example("long_series.py", "--quick", "--output", tmp_path)
 

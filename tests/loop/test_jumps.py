@@ -77,6 +77,20 @@ def test_gradients_are_those_of_back_propagation(gradient, options):
     )
 
 
+@pytest.mark.parametrize("gradient", ["symplectic_adjoint", "backprop"])
+@pytest.mark.parametrize("options", WAYS)
+def test_a_jump_at_the_start_has_no_derivative(gradient, options):
+    """As an earlier one: what it switches off has never been on."""
+    y, ds, *others = gradients(gradient, "graph", s=0.0, **options)
+    np.testing.assert_allclose(
+        y, exactly(np.array([1.0, 2.0]), 0.0, np.array(TIMES)[:, None]), rtol=3e-6
+    )
+    assert ds == 0.0
+    expected = gradients(gradient, "graph", s=-0.5, **options)[2:]
+    np.testing.assert_allclose(others[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(others[1], expected[1], rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("outputs", ["step", "interpolate"])
 def test_a_jump_at_an_output_time_comes_after_it(outputs):
     """Its derivative is that of a later jump, which the output does not see."""

@@ -44,7 +44,8 @@ class ClosedDynamics:
 
     Attributes:
         captured: the floating and complex tensors, other than `t` and `ys`, that the dynamics
-            depend on: values of trainable variables, and whatever they close over.
+            depend on: values of trainable variables, and whatever they close over; but for those
+            whose gradient `tf.stop_gradient` stops, in the dynamics or before the solve.
         variables: trainable variables whose read could not be replaced by a value (inside of a
             SavedModel or a concrete function).
         unseen: all variables read so, those that are not trained included.
@@ -249,7 +250,6 @@ class _Inputs:
         self._graph = tf.compat.v1.get_default_graph()
         self._paused = _platform.recording_is_paused()
         self._brought = {}  # storage -> (variable or eager tensor, its value)
-        self._constant = set()
         self._values, self._others = {}, {}
         self._complete = False
 
@@ -278,13 +278,7 @@ class _Inputs:
                 # TensorFlow looks for variables behind the outputs by itself.
                 value = tf.stop_gradient(x) if constant else tf.identity(x)
             self._brought[key] = x, value
-            if constant:
-                self._constant.add(id(value))
         return self._brought[key][1]
-
-    def is_constant(self, tensor):
-        """Whether a tensor is the value of a variable that is not trained."""
-        return id(tensor) in self._constant
 
     def complete(self, unseen):
         """From now on the dynamics read nothing else.
@@ -341,10 +335,13 @@ def close(function, ys, owner=None, caller=None, jit_compile=None, lanes=0):
         check_compilable(graph.as_graph_def())
     contents.refuse_losses(owner, losses)
     inputs.frozen = contents.frozen_storages(owner)  # of layers that the trace built, too
+    reached = _reached(graph, through_stops=False)
     captured = [
         tensor
-        for tensor, _ in graph.captures
-        if (tensor.dtype.is_floating or tensor.dtype.is_complex) and not inputs.is_constant(tensor)
+        for tensor, inside in graph.captures
+        if (tensor.dtype.is_floating or tensor.dtype.is_complex)
+        and id(inside) in reached
+        and not _is_stopped(tensor)
     ]
     unseen = _unseen_reads(graph)
     variables = [v for v in unseen if inputs.is_trained(v)]
@@ -416,13 +413,32 @@ def _traced(function, time, ys, inputs, caller):
 
 def _dependencies(graph, ys):
     """Indices of the parts of the state that the outputs of the traced dynamics depend on."""
-    states = {id(x): i for i, x in enumerate(graph.inputs[1 : len(ys) + 1])}
-    waiting, seen, found = list(graph.outputs), set(), set()
+    reached = _reached(graph)
+    return [i for i, x in enumerate(graph.inputs[1 : len(ys) + 1]) if id(x) in reached]
+
+
+def _reached(graph, through_stops=True):
+    """The ids of the tensors of a graph that its outputs depend on.
+
+    Args:
+        graph: `FuncGraph`.
+        through_stops: whether also those whose gradient `tf.stop_gradient` stops.
+    """
+    waiting, found, seen = list(graph.outputs), set(), set()
     while waiting:
         tensor = waiting.pop()
-        if id(tensor) in states:
-            found.add(states[id(tensor)])
-        if tensor.op.name not in seen:
+        found.add(id(tensor))
+        if tensor.op.name not in seen and (through_stops or tensor.op.type != "StopGradient"):
             seen.add(tensor.op.name)
             waiting += tensor.op.inputs
-    return sorted(found)
+    return found
+
+
+def _is_stopped(tensor):
+    """Whether a tensor comes out of `tf.stop_gradient`."""
+    if _platform.is_eager(tensor):
+        return False
+    op = tensor.op
+    while op.type in ("Identity", "Cast", "EnsureShape"):
+        op = op.inputs[0].op
+    return op.type == "StopGradient"

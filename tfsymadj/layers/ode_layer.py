@@ -1,6 +1,7 @@
 """The neural ODE as a Keras layer."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import re
@@ -13,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import Unpack
 
-from tfsymadj import _platform
+from tfsymadj import _platform, controls
+from tfsymadj.arguments import positional
 from tfsymadj.dynamics import calling, contents
 from tfsymadj.gradients import GRADIENTS, NoGradient, gradient_is_wanted
 from tfsymadj.methods import ButcherTableau, Newton
@@ -73,6 +75,8 @@ class ODELayer(keras.Layer):
         training: handed to the dynamics if they take it.
         mask: of `y0`, if that is a tensor; by default the one that Keras has attached to it. Handed
             to the dynamics if they take it.
+        jumps: times at which the dynamics may jump, in place of those of the option; as
+            `control.knots` of `args=(control,)`.
 
     Output shape:
         That of `y0`; with `return_sequences` `(batch, len(t), ...)`. The dtype is the layer's
@@ -192,12 +196,14 @@ class ODELayer(keras.Layer):
     def get_build_config(self):
         if not self.built:
             return None
-        specs = keras.saving.serialize_keras_object(self._specs)
+        y0, args = self._specs
+        specs = keras.saving.serialize_keras_object((y0, controls.to_config(args)))
         return {**(super().get_build_config() or {}), "specs": specs}
 
     def build_from_config(self, config):
         if config:
-            self._specs = keras.saving.deserialize_keras_object(config["specs"])
+            y0, args = keras.saving.deserialize_keras_object(config["specs"])
+            self._specs = y0, controls.from_config(args)
             if type(self).build is ODELayer.build:
                 self.build(keras.tree.map_structure(lambda x: x.shape, self._specs[0]))
             else:  # that of a subclass may want other shapes
@@ -210,11 +216,17 @@ class ODELayer(keras.Layer):
         args: Any = (),
         training: bool | None = None,
         mask: Any = None,
+        jumps: Any = None,
     ) -> Any:
         if self._infers:
             return keras.tree.map_structure(_placeholder, self._spec_call(y0, t, args))
+        options = self.options
+        if jumps is not None:
+            options = dataclasses.replace(options, jumps=jumps)
         state = tf.nest.map_structure(lambda y: self._cast(y, self._state_dtype), y0)
-        args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+        args = positional(args)
+        if self._specs is not None:
+            args = controls.restored(args, self._specs[1])
         if mask is None and tf.is_tensor(y0):
             mask = _platform.mask_of(y0)
         masked = self._takes_mask and tf.is_tensor(mask)
@@ -225,7 +237,7 @@ class ODELayer(keras.Layer):
             state,
             self.t if t is None else _filled(t),
             args,
-            self.options,
+            options,
             autonomous=False,
         )
         if gradient_is_wanted():  # what is exported for other runtimes writes no variables
@@ -318,9 +330,9 @@ class ODELayer(keras.Layer):
         finally:
             self._infers = False
 
-    def _spec_call(self, y0, t=None, args=(), training=None, mask=None):
-        del training, mask
-        args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    def _spec_call(self, y0, t=None, args=(), training=None, mask=None, jumps=None):
+        del training, mask, jumps
+        args = positional(args)
         y0, *args = keras.tree.map_structure(_spec, (y0, *args))
         if not self.built:
             self._solved_for = y0, tuple(args)

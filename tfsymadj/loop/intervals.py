@@ -106,9 +106,10 @@ class Intervals:
 def with_jumps(times, jumps, every, dtype):
     """Stops that are times at which the dynamics may jump, beside those of a solve.
 
-    Jumps before the first and after the last of the times count for nothing. One at a time between
-    these, where a step ends anyway, comes right after it, so that the derivatives of the two can
-    be told apart. Jumps that are equal share theirs.
+    Jumps before the first and after the last of the times count for nothing. One at the first is
+    a side for evaluations, but has no derivative, as an earlier one. One at a time between these,
+    where a step ends anyway, comes right after it, so that the derivatives of the two can be told
+    apart. Jumps that are equal share theirs.
 
     Args:
         times: float64 vector, the output times, or matrix with a column for each lane.
@@ -142,8 +143,10 @@ def with_jumps(times, jumps, every, dtype):
         shifted = jumps + tf.stop_gradient(tf.where(meets, direction * gap, tf.zeros_like(gap)))
     ends = times if every else tf.concat([first, last], -1)
 
+    begun = (jumps - first) * direction <= 0.0
+
     def beside_times(x):
-        return tf.concat([ends, tf.where(before, first, tf.where(beyond, last, x))], -1)
+        return tf.concat([ends, tf.where(begun, first, tf.where(beyond, last, x))], -1)
 
     # Times come before the jumps they are equal to.
     stops = beside_times(shifted)
