@@ -25,6 +25,7 @@ MODULES = [
     "bijectors.ode_solve_fn",
     "bijectors.traces",
     "callbacks",
+    "dynamics.split",
     "events.event",
     "gradients.backprop",
     "gradients.no_gradient",
