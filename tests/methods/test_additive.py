@@ -165,7 +165,7 @@ def test_equals_backprop():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("gradient", ALL, ids=str)
 def test_equals_backprop_everywhere(gradient, mode):
     compare(parts(), None, gradient, mode)
@@ -256,8 +256,7 @@ def test_operator_equals_function():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_operator_equals_function_everywhere(kind, mode):
-    for gradient in (SymplecticAdjoint(), Backprop()):
-        compare(*of_operator(kind), gradient, mode)
+    compare(*of_operator(kind), SymplecticAdjoint(), mode, num_steps=2)
 
 
 @pytest.mark.slow
