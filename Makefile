@@ -120,6 +120,7 @@ benchmark-peers: venv $(PEERS)/jax/.stamp $(PEERS)/torch/.stamp  ## Compare with
 	$(BIN)/python benchmarks/outputs.py --output docs
 	$(BIN)/python benchmarks/small.py --output docs
 	$(BIN)/python benchmarks/per_example.py
+	$(BIN)/python benchmarks/stiff.py --output docs
 	$(BIN)/python benchmarks/frontier.py --output docs
 
 gpu-check: venv  ## On a machine with a GPU: the tests that matter there, and the tables, to docs/gpu.md.

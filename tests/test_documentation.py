@@ -27,6 +27,7 @@ MODULES = [
     "bijectors.traces",
     "callbacks",
     "controls",
+    "dynamics.split",
     "events.event",
     "gradients.backprop",
     "gradients.no_gradient",

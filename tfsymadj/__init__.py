@@ -3,6 +3,7 @@
 import importlib
 
 from tfsymadj import _backend, callbacks, controls, layers  # noqa: F401 - the backend's check comes first
+from tfsymadj.dynamics.split import Split
 from tfsymadj.events import Event
 from tfsymadj.gradients import (
     Backprop,
@@ -41,6 +42,7 @@ __all__ = [
     "Proposal",
     "Solution",
     "SolveCheckpoint",
+    "Split",
     "Stats",
     "Status",
     "SteadyState",

@@ -51,7 +51,7 @@ class Configured:
     @classmethod
     def from_config(cls, config: dict):
         """The object of a config, also of one that was serialized."""
-        return cls(**{name: _deserialized(value) for name, value in config.items()})
+        return cls(**{name: deserialized(value) for name, value in config.items()})
 
     def __eq__(self, other):
         if self is other:
@@ -86,14 +86,14 @@ def _takes_arguments(constructor):
     return len(inspect.signature(function).parameters) > 1
 
 
-def _deserialized(value):
+def deserialized(value):
     """`value`, where Keras serialized it: a method's table, an array, a tuple."""
     if type(value) in (list, tuple):
-        return type(value)(_deserialized(x) for x in value)
+        return type(value)(deserialized(x) for x in value)
     if isinstance(value, dict) and "class_name" in value:
         return keras.saving.deserialize_keras_object(value)
     if isinstance(value, dict):
-        return {name: _deserialized(x) for name, x in value.items()}
+        return {name: deserialized(x) for name, x in value.items()}
     return value
 
 

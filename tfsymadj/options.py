@@ -79,10 +79,10 @@ class Options(Configured):
             the others come from the method's continuous extension, at no evaluation; `"auto"`:
             interpolated with adaptive steps, if the extension's order is the method's less one or
             more (`dopri5`, `tsit5`, `dop853`, `bosh3`, `adaptive_heun`, `fehlberg2`, `trbdf2`,
-            `kvaerno3`), else stepped
-            to. With equal steps each entry is a step's end in any case. `"steps"`: `Solution.t`
-            and `y` are the times and states after all steps, `max_steps + 1` rows, of which the
-            first `stats.num_accepted + 1` count and the others repeat the last one.
+            `kvaerno3`, `kencarp4`), else stepped to. With equal steps each entry is a step's end in
+            any case. `"steps"`: `Solution.t` and `y` are the times and states after all steps,
+            `max_steps + 1` rows, of which the first `stats.num_accepted + 1` count and the others
+            repeat the last one.
         jumps: 1-D, in any order, or with `batch_axis` a row of them for each example, filled up
             by any times outside of `t`: times at which the dynamics may jump. Steps end there, and
             evaluations stay on their own side of each, as far as the dtype of the state can tell.

@@ -164,6 +164,15 @@ def test_epidemic(tmp_path):
 
 
 @pytest.mark.slow
+def test_robertson(tmp_path):
+    """The script itself fails if the rates are not found."""
+    output = run_example("robertson.py", "--quick", "--output", tmp_path)
+
+    assert max(row("scaled", output)) < 5 < max(row("not scaled", output))
+    assert (tmp_path / "robertson.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_lynx_hare(tmp_path):
     output = run_example("lynx_hare.py", "--quick", "--output", tmp_path)
 

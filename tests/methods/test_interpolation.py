@@ -12,6 +12,9 @@ from tfsymadj.methods.order_conditions import first_dense_violation
 
 CLAIMED = dict(dopri5=4, tsit5=4, bosh3=3, rk4=3, heun=2, euler=1, dopri8=3, dop853=7)
 
+#: Of an additive method no stage is the step's end.
+KINKED = ("kencarp4",)
+
 
 @pytest.mark.parametrize("name", METHODS)
 def test_ends_and_slopes(name):
@@ -21,9 +24,10 @@ def test_ends_and_slopes(name):
     powers = np.arange(1, dense.shape[1] + 1)
     first, last = np.eye(len(dense))[[0, extended.num_rows - 1]]
     np.testing.assert_allclose(dense.sum(1), extended.b_vector, atol=1e-13)
-    np.testing.assert_allclose(dense[:, 0], first, atol=1e-13)
-    np.testing.assert_allclose(dense @ powers, last, atol=1e-11)
-    assert extended.fsal or extended.stiffly_accurate
+    if name not in KINKED:
+        np.testing.assert_allclose(dense[:, 0], first, atol=1e-13)
+        np.testing.assert_allclose(dense @ powers, last, atol=1e-11)
+        assert extended.fsal or extended.stiffly_accurate
     assert extended.dense_order == CLAIMED.get(name, min(METHODS[name].order, 3))
 
 

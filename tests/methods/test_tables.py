@@ -31,6 +31,7 @@ EXPECTED = {
     "trbdf2": (2, 2, 3, 3, False),
     "kvaerno3": (3, 2, 4, 4, False),
     "kvaerno5": (5, 4, 7, 7, False),
+    "kencarp4": (4, 3, 6, 6, False),
     "implicit_midpoint": (2, None, 1, 1, False),
     "gauss4": (4, None, 2, 2, False),
 }

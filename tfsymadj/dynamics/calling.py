@@ -11,7 +11,10 @@ import keras
 import tensorflow as tf
 
 from tfsymadj import _platform
+from tfsymadj.arithmetic import add
 from tfsymadj.dynamics import functional
+from tfsymadj.dynamics.operators import Linear
+from tfsymadj.dynamics.split import Split
 
 
 def as_function(dynamics, like, args, autonomous):
@@ -25,8 +28,16 @@ def as_function(dynamics, like, args, autonomous):
 
     Returns:
         A function that raises ValueError or TypeError, naming `dynamics`, where the result does
-        not have the structure, shapes and dtypes of the state.
+        not have the structure, shapes and dtypes of the state; `Sum` of those of a `Split`. That of
+        `Linear` dynamics has an attribute `operator`, which returns these.
     """
+    if isinstance(dynamics(), Split):
+
+        def part(i):
+            alone = is_autonomous(dynamics().parts[i], args, autonomous, like)
+            return as_function(lambda: dynamics().parts[i], like, args, alone)
+
+        return Sum([part(0), part(1)])
     likes = tf.nest.flatten(like)
     time_dtype = likes[0].dtype.real_dtype
     state = _platform.CallState()
@@ -39,7 +50,24 @@ def as_function(dynamics, like, args, autonomous):
             result = call(dynamics(), tf.cast(t, time_dtype), y, args, autonomous)
         return [tf.cast(k, y.dtype) for k, y in zip(_checked(result, like, given), ys)]
 
+    if isinstance(dynamics(), Linear):
+        function.operator = dynamics
     return function
+
+
+class Sum:
+    """The sum of two functions `(t, ys) -> dys` over lists of tensors.
+
+    Args:
+        parts: the functions, those of `Split.parts`.
+    """
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __call__(self, t, ys):
+        implicit, explicit = (part(t, ys) for part in self.parts)
+        return add(implicit, explicit)
 
 
 def reference(dynamics):
@@ -52,6 +80,9 @@ def reference(dynamics):
         function = reference(dynamics.func)
         arguments, keywords = dynamics.args, dynamics.keywords
         return lambda: functools.partial(function(), *arguments, **keywords)
+    if isinstance(dynamics, Split):
+        implicit, explicit = (reference(part) for part in dynamics.parts)
+        return lambda: Split(explicit(), implicit())
     owner = getattr(dynamics, "__self__", None)
     if not isinstance(owner, keras.Layer):
         return lambda: dynamics
@@ -77,9 +108,15 @@ def call(dynamics, t, y, args, autonomous, **keywords):
         t: scalar.
         y: nest of tensors.
         args: tuple of further arguments.
-        autonomous: whether they are called without `t`.
+        autonomous: whether they are called without `t`; None, of a `Split`: as its parts tell.
         **keywords: such as `training`.
     """
+    if isinstance(dynamics, Split):
+        found = []
+        for part in dynamics.parts:
+            alone = is_autonomous(part, args, autonomous, y)
+            found.append(call(part, t, y, args, alone, **keywords))
+        return tf.nest.map_structure(tf.add, *found)
     if functional.is_functional(dynamics):
         return functional.call(dynamics, None if autonomous else t, y, args, **keywords)
     inputs = (y, *args) if autonomous else (t, y, *args)
@@ -96,6 +133,10 @@ def build(dynamics, y, args, autonomous, lanes=0):
         autonomous: whether the dynamics are called without the time.
         lanes: 1 if there is a time for each example.
     """
+    if isinstance(dynamics, Split):
+        for part in dynamics.parts:
+            build(part, y, args, is_autonomous(part, args, autonomous, y), lanes)
+        return
     if functional.is_functional(dynamics):
         functional.match(dynamics, None if autonomous else "t", y, args)
     if not isinstance(dynamics, keras.Layer):
@@ -149,6 +190,11 @@ def variables(dynamics, y, args, autonomous, lanes=0):
         return evaluate.get_concrete_function(t, y, args).graph.variables
 
 
+def parts(dynamics):
+    """The callables that dynamics are the sum of: `Split.parts`, or themselves."""
+    return dynamics.parts if isinstance(dynamics, Split) else (dynamics,)
+
+
 def takes(dynamics, name):
     """Whether the dynamics are a Keras layer whose `call` has an argument of this name."""
     return isinstance(dynamics, keras.Layer) and (
@@ -167,11 +213,16 @@ def is_autonomous(dynamics, args, autonomous, y=None):
             the state and `args`. Where optional arguments leave both possible, a first one called
             `t`, `time` or `s` is the time.
         y: the nest of the state; None: one tensor.
+
+    Returns:
+        A bool, or None for a `Split` whose parts have to tell.
     """
     if autonomous is not None:
         if not isinstance(autonomous, bool):
             raise ValueError(f"`autonomous` must be True, False or None. Received: {autonomous!r}")
         return autonomous
+    if isinstance(dynamics, Split):
+        return None
     if not isinstance(dynamics, keras.Layer):
         return False
     if functional.is_functional(dynamics):
@@ -194,6 +245,8 @@ def is_autonomous(dynamics, args, autonomous, y=None):
 
 def ignores_time(dynamics):
     """Whether the code of a function or method shows that its first argument is not used."""
+    if isinstance(dynamics, Split):
+        return all(ignores_time(part) for part in dynamics.parts)
     bound = isinstance(dynamics, types.MethodType)
     function = dynamics.__func__ if bound else dynamics
     if not inspect.isfunction(function) or function.__code__.co_argcount <= bound:

@@ -63,10 +63,14 @@ class ClosedDynamics:
         self.unseen = unseen
         self.live = live
         self.time = time
+        self._side = None
 
     def __call__(self, t, ys):
         with self.substituted():
-            return self._function(t, list(ys))
+            return self._evaluate(t, ys)
+
+    def _evaluate(self, t, ys):
+        return self._function(t if self._side is None else self._side.clamp(t), list(ys))
 
     def on(self, side):
         """The same dynamics, evaluated on one side of their jumps.
@@ -74,8 +78,25 @@ class ClosedDynamics:
         Args:
             side: an object whose `clamp` keeps a time on it.
         """
-        function, dynamics = self._function, copy.copy(self)
-        dynamics._function = lambda t, ys: function(side.clamp(t), ys)
+        dynamics = copy.copy(self)
+        dynamics._side = side
+        return dynamics
+
+    @property
+    def parts(self):
+        """The implicit and the explicit part of a `Split`, a tuple of dynamics; else None."""
+        functions = getattr(self._function, "parts", None)
+        return functions and tuple(self._part(function) for function in functions)
+
+    @property
+    def operator(self):
+        """`BoundOperator` of dynamics that are `Linear`; else None."""
+        found = getattr(self._function, "operator", None)
+        return found and BoundOperator(self, found)
+
+    def _part(self, function):
+        dynamics = copy.copy(self)
+        dynamics._function = function
         return dynamics
 
     def given(self, function, before, values):
@@ -140,7 +161,7 @@ class ClosedDynamics:
         with self.substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
-                values = self._function(t, list(ys))
+                values = self._evaluate(t, ys)
             found = tape.gradient(values, sources, output_gradients=cotangents)
         found = tf.nest.map_structure(
             lambda g: None if g is None else tf.convert_to_tensor(g), found
@@ -150,6 +171,28 @@ class ClosedDynamics:
             for g, y in zip(found.ys, ys)
         ]
         return found._replace(ys=dys), values if with_values else None
+
+
+class BoundOperator:
+    """`Linear` dynamics within a solve.
+
+    Args:
+        dynamics: the `ClosedDynamics`.
+        operator: callable that returns `Linear`.
+    """
+
+    def __init__(self, dynamics, operator):
+        self._dynamics, self._operator = dynamics, operator
+
+    def kept(self, ys, size):
+        """See `Linear.kept`."""
+        with self._dynamics.substituted():
+            return self._operator().kept(ys, size)
+
+    def solve(self, kept, ys, size, transposed=False):
+        """See `Linear.solve`."""
+        with self._dynamics.substituted():
+            return self._operator().solve(kept, ys, size, transposed)
 
 
 class ApartDynamics:
@@ -166,6 +209,17 @@ class ApartDynamics:
     def on(self, side):
         """See `ClosedDynamics.on`."""
         return ApartDynamics(self._dynamics.on(side))
+
+    @property
+    def parts(self):
+        """See `ClosedDynamics.parts`."""
+        parts = self._dynamics.parts
+        return parts and tuple(ApartDynamics(part) for part in parts)
+
+    @property
+    def operator(self):
+        """See `ClosedDynamics.operator`."""
+        return self._dynamics.operator
 
     def substituted(self):
         """See `ClosedDynamics.substituted`."""
@@ -192,14 +246,50 @@ class LiveDynamics:
         """See `ClosedDynamics.substituted`."""
         return self._dynamics.substituted()
 
+    def part(self, ys):
+        """The live parts of a state."""
+        return [ys[i] for i in self._dynamics.live]
+
     def whole(self, ys):
         """The state with these live parts; the dynamics don't depend on the others."""
         live = dict(zip(self._dynamics.live, ys))
         return [live.get(i, tf.zeros_like(y)) for i, y in enumerate(self._like)]
 
+    @property
+    def parts(self):
+        """See `ClosedDynamics.parts`."""
+        parts = self._dynamics.parts
+        return parts and tuple(LiveDynamics(part, self._like) for part in parts)
+
+    @property
+    def operator(self):
+        """See `ClosedDynamics.operator`; of those parts of the state, too."""
+        operator = self._dynamics.operator
+        return operator and LiveOperator(operator, self)
+
     def __call__(self, t, ys):
-        slopes = self._dynamics(t, self.whole(ys))
-        return [slopes[i] for i in self._dynamics.live]
+        return self.part(self._dynamics(t, self.whole(ys)))
+
+
+class LiveOperator:
+    """A `BoundOperator` over the live parts of the state.
+
+    Args:
+        operator: `BoundOperator`.
+        dynamics: `LiveDynamics`.
+    """
+
+    def __init__(self, operator, dynamics):
+        self._operator, self._dynamics = operator, dynamics
+
+    def kept(self, ys, size):
+        """See `Linear.kept`."""
+        return self._operator.kept(self._dynamics.whole(ys), size)
+
+    def solve(self, kept, ys, size, transposed=False):
+        """See `Linear.solve`."""
+        whole = self._operator.solve(kept, self._dynamics.whole(ys), size, transposed)
+        return self._dynamics.part(whole)
 
 
 def apart(evaluate, like):

@@ -17,6 +17,8 @@ from typing_extensions import Unpack
 from tfsymadj import _platform, controls
 from tfsymadj.arguments import positional
 from tfsymadj.dynamics import calling, contents
+from tfsymadj.dynamics.operators import Linear
+from tfsymadj.dynamics.split import Split
 from tfsymadj.gradients import GRADIENTS, NoGradient, gradient_is_wanted
 from tfsymadj.methods import ButcherTableau, Newton
 from tfsymadj.options import DEFAULTS, Options, SolverOptions, documented, with_options
@@ -24,7 +26,9 @@ from tfsymadj.solution import Status
 from tfsymadj.solve import check, solve_with
 from tfsymadj.steps import ConstantSteps, PIController
 
-_CLASSES = (ButcherTableau, ConstantSteps, Newton, NoGradient, PIController, *GRADIENTS.values())
+_CLASSES = (
+    ButcherTableau, ConstantSteps, Newton, NoGradient, PIController, Split, *GRADIENTS.values()
+)  # fmt: skip
 
 for _class in _CLASSES:
     keras.saving.register_keras_serializable(package="tfsymadj")(_class)
@@ -115,6 +119,8 @@ class ODELayer(keras.Layer):
         super().__init__(**{"autocast": False, **others})
         self.supports_masking = True
         self.dynamics = dynamics
+        # Those of a `Split` are the layer's own, too.
+        self._parts = [x for x in calling.parts(dynamics) if isinstance(x, keras.Layer)]
         if np.ndim(t) > 1:
             raise ValueError(
                 "`t` must be 1-D; times of each example are an argument of the layer's call. "
@@ -134,8 +140,7 @@ class ODELayer(keras.Layer):
         self._infer = None
         self._infers = False
         self._status_counts = lambda: None
-        self._takes_training = calling.takes(dynamics, "training")
-        self._takes_mask = calling.takes(dynamics, "mask")
+        self._takes_mask = any(calling.takes(part, "mask") for part in calling.parts(dynamics))
 
     def __repr__(self):
         options = {"name": self.name, "t": self.t, **self.options.changed, "built": self.built}
@@ -145,7 +150,7 @@ class ODELayer(keras.Layer):
     @property
     def layers(self):
         """The dynamics, if Keras knows them: what `summary(expand_nested=True)` expands."""
-        return [self.dynamics] if isinstance(self.dynamics, keras.Layer) else []
+        return list(self._parts)
 
     def __call__(self, *args, **kwargs):
         if self.built:
@@ -170,7 +175,10 @@ class ODELayer(keras.Layer):
             # Builds layers, too.
             found = calling.variables(self.dynamics, y0, args, autonomous, lanes)
             listed = contents.keras_variables(self.dynamics)
+            own = {_platform.storage(v.value) for part in self._parts for v in part.variables}
             for variable in found:
+                if _platform.storage(variable) in own:
+                    continue
                 known = listed.get(_platform.storage(variable))
                 self._track_variable(_platform.adopted(variable) if known is None else known)
 
@@ -233,7 +241,7 @@ class ODELayer(keras.Layer):
         if masked:
             args = (*args, mask)
         solution = solve_with(
-            functools.partial(self._derivative, bool(training), masked),
+            self._bound(bool(training), masked),
             state,
             self.t if t is None else _filled(t),
             args,
@@ -264,14 +272,26 @@ class ODELayer(keras.Layer):
     def compute_mask(self, inputs, previous_mask):
         return None if self.return_sequences else previous_mask
 
-    def _derivative(self, training, masked, t, y, *args):
-        keywords = {"training": training} if self._takes_training else {}
+    def _bound(self, training, masked):
+        """The dynamics that a solve is of; of a `Split` as well."""
+        of = [
+            part
+            if isinstance(part, Linear)
+            else functools.partial(self._derivative, i, training, masked)
+            for i, part in enumerate(calling.parts(self.dynamics))
+        ]
+        return of[0] if len(of) == 1 else Split(implicit=of[0], explicit=of[1])
+
+    def _derivative(self, number, training, masked, t, y, *args):
+        dynamics = calling.parts(self.dynamics)[number]
+        keywords = {"training": training} if calling.takes(dynamics, "training") else {}
         if masked:
-            *args, keywords["mask"] = args
-        with self._unwarned() if masked else contextlib.nullcontext():
-            autonomous = self._is_autonomous(y, args)
-            result = calling.call(self.dynamics, t, y, args, autonomous, **keywords)
-        if isinstance(self.dynamics, keras.Layer):
+            *args, mask = args
+            keywords |= {"mask": mask} if calling.takes(dynamics, "mask") else {}
+        with self._unwarned(dynamics) if masked else contextlib.nullcontext():
+            autonomous = calling.is_autonomous(dynamics, args, self.options.autonomous, y)
+            result = calling.call(dynamics, t, y, args, autonomous, **keywords)
+        if isinstance(dynamics, keras.Layer):
             # Each Keras layer has a dtype of its own; the state keeps the solver's.
             dtypes = {tf.as_dtype(x.dtype) for x in tf.nest.flatten(y)}
             if len(dtypes) == 1:
@@ -280,10 +300,10 @@ class ODELayer(keras.Layer):
         return result
 
     @contextlib.contextmanager
-    def _unwarned(self):
+    def _unwarned(self, dynamics):
         """Without Keras' warning that models lose masks: the layer itself hands it on."""
         with warnings.catch_warnings():
-            name = re.escape(repr(self.dynamics.name))
+            name = re.escape(repr(getattr(dynamics, "name", None)))
             which = rf"({name}.*|.*\(of type (Sequential|Functional)\))"
             warnings.filterwarnings("ignore", f"Layer {which} was passed an input with a mask")
             yield

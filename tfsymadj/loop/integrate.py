@@ -160,7 +160,7 @@ class Loop:
             t=start,
             ys=list(ys),
             lows=[tf.zeros_like(y) for y in ys],
-            first=slopes,
+            first=slopes if problem.method.fsal else [],
             control=control,
             status=status,
             reached=none,
@@ -184,7 +184,7 @@ class Loop:
             suits = problem.method.suits(dynamics, problem.stops[0], problem.ys)
             status = first_failure(status, suits, Status.NEWTON_FAILED)
         automatic = self._adaptive and problem.first_step is None
-        if problem.method.fsal or automatic:
+        if problem.method.fsal or automatic or self._lookout is not None:
             # Outside of the loop, where the caller's tapes would see into it.
             dynamics = self._intervals.of(problem.dynamics, self._intervals.first)
             apart = getattr(dynamics, "apart", dynamics)
@@ -204,7 +204,7 @@ class Loop:
             evaluations += 1
         elif self._adaptive:
             first_step = given_first_step(problem.first_step, problem.stops[0])
-        return slopes if problem.method.fsal else [], first_step, status, evaluations
+        return slopes, first_step, status, evaluations
 
     def unfinished(self, c):
         """Whether there is another step to be tried."""

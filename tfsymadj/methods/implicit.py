@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +18,6 @@ from tfsymadj.arithmetic import (
     quotient,
     select,
 )
-from tfsymadj.methods.linear import times as product_of
 from tfsymadj.methods.method import Method, Step
 from tfsymadj.methods.newton import (
     Block,
@@ -38,6 +37,9 @@ from tfsymadj.xla import repeated
 @dataclasses.dataclass(frozen=True)
 class ImplicitRungeKutta(Method):
     """The method of a table with implicit stages.
+
+    The explicit part of a `Split` has a table of its own with an additive method; for dynamics
+    that are no `Split` that is a method like the others.
 
     All stages, those that are evaluated at the step's ends for a continuous extension included,
     belong to their step: the first slope is taken from the step before where it is known, but its
@@ -72,7 +74,8 @@ class ImplicitRungeKutta(Method):
 
     @property
     def fsal(self):
-        starts = not self.table.a[0] and self.table.c[0] == 0
+        # With an additive one, the next step needs the parts of the slope.
+        starts = not self.table.a[0] and self.table.c[0] == 0 and self.table.a_explicit is None
         return starts and (self.table.stiffly_accurate or self.table.fsal)
 
     @property
@@ -92,13 +95,20 @@ class ImplicitRungeKutta(Method):
         return dataclasses.replace(self, estimates=False)
 
     def suits(self, dynamics, t, ys):
-        return System(dynamics, ys, 0, self.newton).separate(t, ys)
+        implicit, _ = self._parts(dynamics)
+        return System(implicit, ys, 0, self.newton).separate(t, ys)
+
+    def _parts(self, dynamics):
+        """The implicit part, and the explicit one if that is treated as such, or None."""
+        parts = getattr(dynamics, "parts", None)
+        return parts if parts and self.table.a_explicit is not None else (dynamics, None)
 
     def step(self, dynamics, t, h, ys, first=None):
         tableau = self.table
-        system = System(dynamics, ys, h.shape.rank, self.newton)
+        implicit, explicit = self._parts(dynamics)
+        system = System(implicit, ys, h.shape.rank, self.newton)
         solver = Stages(system, self.newton, t, h, ys)
-        stages, slopes, explicit = [], [], 0
+        stages, slopes, others, evaluations = [], [], [], 0
         for block in tableau.blocks:
             with tf.name_scope(f"stage_{block[0] + 1}"):
                 if block[0] == 0 and first is not None:
@@ -106,21 +116,26 @@ class ImplicitRungeKutta(Method):
                     slopes.append(first)
                     continue
                 rows = [tableau.a[i] for i in block]
+                known = [row[: block[0]] for row in rows]
+                if explicit is not None:
+                    known = [known[0] + tableau.a_explicit[block[0]]]
                 bases = [
-                    add(ys, combine(coefficients(h, row[: block[0]], ys), slopes, ys))
-                    for row in rows
+                    add(ys, combine(coefficients(h, row, ys), slopes + others, ys)) for row in known
                 ]
                 ts = [t + tableau.c[i] * h for i in block]
                 if len(rows[0]) == block[0]:
-                    explicit += 1
+                    evaluations += 1
                     stages += bases
-                    slopes.append(dynamics(ts[0], bases[0]))
+                    slopes.append(implicit(ts[0], bases[0]))
                 else:
                     a = tableau.a_matrix[np.ix_(block, block)]
                     before = stages[-1] if stages else ys
-                    found, values = solver.solve(dynamics, ts, a, bases, before)
+                    found, values = solver.solve(implicit, ts, a, bases, before)
                     slopes += found
                     stages += values
+                if explicit is not None:
+                    others.append(explicit(ts[0], stages[-1]))
+        slopes = [add(k, other) for k, other in zip(slopes, others)] if others else slopes
         increments = combine(coefficients(h, tableau.b, ys), slopes, ys)
         return Step(
             ys=add(ys, increments),
@@ -128,7 +143,7 @@ class ImplicitRungeKutta(Method):
             errors=self._errors(solver, h, ys, slopes) if tableau.adaptive else None,
             stages=stages,
             slopes=slopes,
-            evaluations=solver.evaluations + explicit,
+            evaluations=solver.evaluations + evaluations,
             converged=_all(solver.converged, h),
         )
 
@@ -155,6 +170,10 @@ class ImplicitRungeKutta(Method):
 
             w_i = h (b_i lambda_{n+1} + sum_j a_ji l_j),   l_i = (df/dy(t_i, Y_i))^T w_i,
             lambda_n = lambda_{n+1} + sum_i l_i.
+
+        Each part of an additive method has weights w_i of its own, from the l_j of both and its own
+        table, and l_i is the sum of both (Matsuda, Miyatake, BIT Numerical Mathematics 61 (2021),
+        1419-1441, for partitioned methods).
         """
         partner = _Partner(self, dynamics, t, h, stage, adjoints, slopes)
         times = [tf.zeros_like(h)] * 2 if with_time else []
@@ -172,16 +191,18 @@ class _Weights(NamedTuple):
     Attributes:
         block: `Block`.
         ws: w of the stages, a list of states.
+        states: vectors, the stage values.
         g: the right hand side, vectors.
         w: the solution, likewise.
-        matrix: of the transposed equations.
+        kept: of the `Inverse`.
     """
 
     block: Block
     ws: list
+    states: list
     g: tf.Tensor
     w: tf.Tensor
-    matrix: tf.Tensor
+    kept: Any
 
 
 class _Partner:
@@ -189,7 +210,8 @@ class _Partner:
 
     def __init__(self, method, dynamics, t, h, stage, adjoints, slopes):
         self._tableau, self._newton = method.table, method.newton
-        self._dynamics, self._stage, self._h = dynamics, stage, h
+        self._dynamics, self._explicit = method._parts(dynamics)
+        self._stage, self._h = stage, h
         self._lanes = h.shape.rank
         tableau = self._tableau
         self._ts = t + h * tableau.c_vector.reshape([-1, *[1] * self._lanes])
@@ -199,41 +221,50 @@ class _Partner:
             self._weights = [w + x for w, x in zip(self._weights, slopes.own)]
         # From the first row that a stage may need to come to w: all others.
         self._coupling = factors(h, tableau.a_matrix, adjoints)
+        self._explicit_coupling = []
+        if self._explicit is not None:
+            self._explicit_coupling = factors(h, tableau.explicit_matrix, adjoints)
         start = stage(tf.zeros([], tf.int32))
-        self._system = System(dynamics, start, self._lanes, self._newton)
+        self._system = System(self._dynamics, start, self._lanes, self._newton)
         self._size = step_of(h, self._system)
         if self._system.size:
             x = self._system.pack(self._system.live_of(start))
-            self._jacobian = self._system.jacobian(self._ts[0], x)
+            self._kept_at_start = self._system.inverse.start(self._ts[0], x)
 
-    def _solved(self, block, states, cotangents, matrix):
+    def _of_block(self, block):
+        return self._system.inverse.of_block(block, self._size, self._kept_at_start)
+
+    def _solved(self, block, states, cotangents, kept):
         """w of a block of stages, from all of its equations but what they have of itself."""
         system = self._system
         packed = [system.pack(system.live_of(ys)) for ys in states]
         g = join([system.pack(system.live_of(x)) for x in cotangents])
         others = cotangents if system.others else None
-        found = solve_transposed(system, self._newton, block, self._size, packed, g, matrix, others)
+        found = solve_transposed(system, self._newton, block, self._size, packed, g, kept, others)
         ws = split(found.x, len(states))
         ws = [system.joined(system.unpack(w), x) for w, x in zip(ws, cotangents)]
-        return _Weights(block, ws, g, found.x, found.matrix)
+        return _Weights(block, ws, packed, g, found.x, found.kept)
 
     def _refined(self, found, products):
         """The products l, without the error of w times the stiffness.
 
         It is h sum_j a_ji l_j = w_i - g_i, too. What the products are wrong by is corrected by the
-        matrix, as in Newton's iteration: where it is small it counts, where it is large it does
+        inverse, as in Newton's iteration: where it is small it counts, where it is large it does
         not.
         """
         system, block = self._system, found.block
         direct = [system.pack(system.live_of(x)) for x in products]
         v = found.w - found.g
-        v += product_of(found.matrix, join(block.combined(self._size, direct, transposed=True)) - v)
+        wrong = join(block.combined(self._size, direct, transposed=True)) - v
+        v += system.inverse.times(
+            found.kept, wrong, block, self._size, found.states, transposed=True
+        )
         refined = block.divided(self._size, v, direct)
         return [system.joined(system.unpack(x), y) for x, y in zip(refined, products)]
 
-    def _product(self, t, node, ys, w, sums, times):
+    def _product(self, dynamics, t, node, ys, w, sums, times):
         """l of a stage, and the sums with its part but that."""
-        found, values = self._dynamics.vjp(t, ys, w, with_values=bool(times))
+        found, values = dynamics.vjp(t, ys, w, with_values=bool(times))
         if times:
             (dt,), (start, step) = found.times, times
             dt = tf.zeros_like(self._h) if dt is None else dt
@@ -254,12 +285,13 @@ class _Partner:
             ws, found = [weights[i] for i in indices], None
             if len(tableau.a[first]) > first and self._system.size:
                 block = Block(ts, tableau.a_matrix[np.ix_(indices, indices)].tolist())
-                matrix = block.matrix(self._system, self._size, [self._jacobian])
-                found = self._solved(block, states, ws, matrix)
+                found = self._solved(block, states, ws, self._of_block(block))
                 ws = found.ws
             products = []
             for i, t, ys, w in zip(indices, ts, states, ws):
-                product, sums, times = self._product(t, tableau.c[i], ys, w, sums, times)
+                product, sums, times = self._product(
+                    self._dynamics, t, tableau.c[i], ys, w, sums, times
+                )
                 products.append(product)
             if found is not None:
                 products = self._refined(found, products)
@@ -277,52 +309,65 @@ class _Partner:
         tableau, count = self._tableau, len(self._tableau.a)
         nodes, diagonal = tf.constant(tableau.c_vector), tf.constant(np.diag(tableau.a_matrix))
         numbers = sorted({*np.diag(tableau.a_matrix).tolist()} - {0.0})
-        system, implicit = self._system, bool(self._system.size)
-        matrix = []
-        if implicit:
-            matrix = [self._block(0, numbers[0]).matrix(system, self._size, [self._jacobian])]
+        implicit = bool(self._system.size)
+        kept = self._of_block(self._block(0, numbers[0])) if implicit else []
 
         def body(k, variables):
-            cotangents, weights, sums, times, matrix = variables
+            cotangents, weights, others, sums, times, kept = variables
             i = count - 1 - k
             ys = self._stage(i)
-            t, node, found = tf.gather(self._ts, i), tf.gather(nodes, i), None
+            t, node, found, of_explicit = tf.gather(self._ts, i), tf.gather(nodes, i), None, None
+            if self._explicit is not None:
+                w = [tf.gather(x, i) for x in others]
+                of_explicit, sums, times = self._product(
+                    self._explicit, t, node, ys, w, sums, times
+                )
+                own = [tf.gather(tf.gather(c, i), i) for c in self._coupling]
+                cotangents = [x + c * y for x, c, y in zip(cotangents, own, of_explicit)]
             if implicit:
-                found, matrix = self._one(i, ys, cotangents, matrix, diagonal, numbers)
+                found, kept = self._one(i, ys, cotangents, kept, diagonal, numbers)
                 (cotangents,) = found.ws
-            product, sums, times = self._product(t, node, ys, cotangents, sums, times)
+            product, sums, times = self._product(
+                self._dynamics, t, node, ys, cotangents, sums, times
+            )
             if found is not None:
                 (product,) = self._refined(found, [product])
+            if of_explicit is not None:
+                product = add(product, of_explicit)
             sums = sums._replace(ys=add_terms(sums.ys, product))
             # c[i] has zeros where a stage does not need this one; its own entry counts no more.
             weights = [w + tf.gather(c, i) * x for w, c, x in zip(weights, self._coupling, product)]
+            others = [
+                w + tf.gather(c, i) * x for w, c, x in zip(others, self._explicit_coupling, product)
+            ]
             later = tf.maximum(i - 1, 0)
-            return [tf.gather(w, later) for w in weights], weights, sums, times, matrix
+            return [tf.gather(w, later) for w in weights], weights, others, sums, times, kept
 
         last = [w[count - 1] for w in self._weights]
-        _, _, sums, times, _ = repeated(
-            count, body, (last, self._weights, sums, times, matrix), "adjoint_of_stages"
+        others = [] if self._explicit is None else self._weights
+        _, _, _, sums, times, _ = repeated(
+            count, body, (last, self._weights, others, sums, times, kept), "adjoint_of_stages"
         )
         return sums, times
 
     def _block(self, i, number):
         return Block([tf.gather(self._ts, i)], [[number]])
 
-    def _one(self, i, ys, cotangents, matrix, diagonal, numbers):
-        """w of one stage, and the matrix for the next ones."""
+    def _one(self, i, ys, cotangents, kept, diagonal, numbers):
+        """w of one stage, and what is kept for the next ones."""
         number = tf.gather(diagonal, i)
         block, system = self._block(i, number), self._system
+        if not system.inverse.renews:
+            known = kept if len(numbers) == 1 else self._of_block(block)
+            return self._solved(block, [ys], [cotangents], known), kept
         is_explicit = tf.equal(number, 0.0)
-        if len(numbers) == 1:
-            known = matrix[0]
-        else:
-            known = block.matrix(system, self._size, [self._jacobian])
+        known = kept if len(numbers) == 1 else self._of_block(block)
         identity = tf.eye(system.size, dtype=known.dtype) - tf.zeros_like(known)
         known = tf.where(is_explicit, identity, known)
         found = self._solved(block, [ys], [cotangents], known)
         if len(numbers) == 1:
-            matrix = select(is_explicit, matrix, [tf.linalg.matrix_transpose(found.matrix)])
-        return found, matrix
+            (kept,) = select(is_explicit, [kept], [found.kept])
+        return found, kept
 
 
 def _all(converged, h):

@@ -37,8 +37,3 @@ def inverse_of(matrices: tf.Tensor) -> tf.Tensor:
     pair = tf.ensure_shape(pair, [matrices.shape[0], n, 2 * n])
     pair = repeated(n, eliminate, pair, "elimination")
     return tf.ensure_shape(pair[:, :, n:], matrices.shape)
-
-
-def times(matrices: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
-    """The products of matrices `[systems, n, n]` and vectors `[systems, n]`."""
-    return tf.linalg.matvec(matrices, vectors)

@@ -10,8 +10,8 @@ converged to rounding, by the solution of the transposed equations
 
     w_i - h sum_j a_ji J_j^T w_j = g_i,
 
-which the same matrix M preconditions (Hairer, Wanner, Solving Ordinary Differential Equations II,
-section IV.8, for the iteration).
+which the same M preconditions, in any of the forms of `inverses` (Hairer, Wanner, Solving Ordinary
+Differential Equations II, section IV.8, for the iteration).
 """
 
 from typing import Any, NamedTuple
@@ -22,10 +22,11 @@ import tensorflow as tf
 from tfsymadj import _platform
 from tfsymadj.arithmetic import add, coefficients, combine, epsilon
 from tfsymadj.config import Configured, is_int, is_real
-from tfsymadj.methods.linear import inverse_of, times
+from tfsymadj.methods.inverses import inverse_for
+from tfsymadj.methods.linear import inverse_of
 from tfsymadj.xla import repeated
 
-_JACOBIANS = ("dense", "whole")
+_JACOBIANS = ("dense", "whole", "krylov")
 
 #: An update that is so much of the one before says that the matrix is a bad one.
 _SLOW = 0.2
@@ -52,6 +53,11 @@ class Newton(Configured):
               operations. At the solve's start a random product checks that no example depends on
               others, or the status is `Status.NEWTON_FAILED`.
             * `"whole"`: one matrix for the whole state, also if its first axis is shared by all.
+            * `"krylov"`: not at all; for large states. The equations of the whole state, or with
+              `batch_axis` of each example, are solved by GMRES: products with the Jacobian forward,
+              and with its transpose backward, up to 40 directions at a time. How many it takes is a
+              matter of the spread of h times the Jacobian's eigenvalues. The dynamics need second
+              derivatives, in TensorFlow's sense.
         tolerance: largest update, relative to the state, after which the iteration ends; None: it
             goes on to rounding. The error of gradients is of the order of the tolerance, too.
         max_iterations: after so many the stages count as not solved: an adaptive solve takes a
@@ -112,14 +118,14 @@ class System:
     """
 
     def __init__(self, dynamics, ys, lanes, newton):
-        self._dynamics, self._like = dynamics, ys
+        self.dynamics, self.like, self.lanes = dynamics, ys, lanes
         live = getattr(dynamics, "live", None)
         self.live = list(range(len(ys))) if live is None else list(live)
         self.others = [i for i in range(len(ys)) if i not in self.live]
         self._parts = [ys[i] for i in self.live]
         real = {y.dtype.real_dtype for y in self._parts}
         self.dtype = tf.float64 if tf.float64 in real else tf.float32
-        self.apart = bool(lanes) or (newton.jacobian != "whole" and self._has_batch())
+        self.apart = bool(lanes) or (newton.jacobian == "dense" and self._has_batch())
         shapes = [y.shape[1:] if self.apart else y.shape for y in self._parts]
         sizes = [shape.num_elements() for shape in shapes]
         if None in sizes:
@@ -130,6 +136,7 @@ class System:
         self._sizes = [n for n, y in zip(sizes, self._parts) for _ in range(1 + y.dtype.is_complex)]
         #: Of a vector.
         self.size = sum(self._sizes)
+        self.inverse = inverse_for(self, newton)
 
     def _has_batch(self):
         ranks = [y.shape.rank for y in self._parts]
@@ -173,11 +180,11 @@ class System:
 
     def slopes(self, t, x):
         """The dynamics at vectors."""
-        zeros = [tf.zeros_like(y) for y in self._like]
-        return self._evaluate(t, x, zeros)
+        return self.pack(self.live_of(self._values(t, x)))
 
-    def _evaluate(self, t, x, zeros):
-        return self.pack(self.live_of(self._dynamics(t, self.joined(self.unpack(x), zeros))))
+    def _values(self, t, x):
+        zeros = [tf.zeros_like(y) for y in self.like]
+        return self.dynamics(t, self.joined(self.unpack(x), zeros))
 
     def vjp(self, t, x, cotangents, others=None):
         """The product of cotangents and the Jacobian at `x`.
@@ -188,11 +195,10 @@ class System:
             cotangents: likewise.
             others: a state with cotangents of the parts that are not live, or None.
         """
-        zeros = [tf.zeros_like(y) for y in self._like]
         with self._substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
-                values = self._dynamics(t, self.joined(self.unpack(x), zeros))
+                values = self._values(t, x)
                 targets = [self.pack(self.live_of(values))]
                 weights = [cotangents]
                 if others is not None:
@@ -201,8 +207,21 @@ class System:
             found = tape.gradient(targets, x, output_gradients=weights)
         return tf.zeros_like(x) if found is None else tf.ensure_shape(found, x.shape)
 
+    def jvp(self, t, x, tangents):
+        """The product of the Jacobian at `x` and tangents.
+
+        It is the derivative of the product of cotangents and the Jacobian for the cotangents.
+        """
+        cotangents = tf.zeros_like(x)
+        with self._substituted():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(cotangents)
+                product = self.vjp(t, x, cotangents)
+            found = tape.gradient(product, cotangents, output_gradients=tangents)
+        return tf.zeros_like(x) if found is None else tf.ensure_shape(found, x.shape)
+
     def _substituted(self):
-        return self._dynamics.substituted() if hasattr(self._dynamics, "substituted") else _nothing
+        return self.dynamics.substituted() if hasattr(self.dynamics, "substituted") else _nothing
 
     def jacobian(self, t, x):
         """The matrices df/dy `[systems, size, size]`, row by row."""
@@ -220,7 +239,7 @@ class System:
 
     def separate(self, t, ys):
         """Whether no system depends on another one, a boolean scalar: by one product."""
-        if not (self.apart and self.size):
+        if not (self.apart and self.size and self.inverse.renews):
             return tf.constant(True)
         x = self.pack(self.live_of(ys))
         jacobian = self.jacobian(t, x)
@@ -250,13 +269,13 @@ class Solved(NamedTuple):
 
     Attributes:
         x: vectors.
-        matrix: the matrices that it ended with.
+        kept: of the `Inverse` that it ended with.
         converged: for each system.
         evaluations: of the dynamics, int32 scalar.
     """
 
     x: tf.Tensor
-    matrix: tf.Tensor
+    kept: Any
     converged: tf.Tensor
     evaluations: tf.Tensor
 
@@ -268,24 +287,26 @@ class _Iteration(NamedTuple):
     rate: tf.Tensor
     settled: tf.Tensor
     failed: tf.Tensor
-    fresh: tf.Tensor  # whether the matrix was made for this iterate
+    fresh: tf.Tensor  # whether the inverse was made for this iterate
     last: tf.Tensor  # update
-    last_fresh: tf.Tensor  # whether it was that of a matrix made for its iterate
-    matrix: tf.Tensor
+    last_fresh: tf.Tensor  # whether it was that of an inverse made for its iterate
+    kept: Any
     renewed: tf.Tensor  # how often
 
 
-def converge(residual, x, matrix, renew, magnitude, newton, costs):
-    """x <- x + matrix residual(x), until that changes nothing but the rounding.
+def converge(residual, x, kept, times, renew, magnitude, newton, costs):
+    """x <- x + M residual(x), until that changes nothing but the rounding.
 
     Args:
         residual: callable, from vectors to vectors.
         x: vectors to start from.
-        matrix: about the inverse of minus the residual's Jacobian.
-        renew: callable, from vectors to a better matrix.
+        kept: nest of tensors, what M is made of.
+        times: callable, from `kept`, the vectors x and a residual to M residual, with M about the
+            inverse of minus the residual's Jacobian.
+        renew: callable, from vectors to `kept` of a better M; None: M is always that of x.
         magnitude: callable, from vectors to the magnitudes that an update is compared with.
         newton: `Newton`.
-        costs: the evaluations of a residual, and of a matrix.
+        costs: the evaluations of a residual, and of a new M.
 
     Returns:
         `Solved`.
@@ -295,7 +316,7 @@ def converge(residual, x, matrix, renew, magnitude, newton, costs):
     enough = 2.0 * eps if newton.tolerance is None else max(newton.tolerance, 2.0 * eps)
 
     def body(c):
-        update = times(c.matrix, residual(c.x))
+        update = times(c.kept, c.x, residual(c.x))
         fine = tf.reduce_all(tf.math.is_finite(update), 1)
         update = tf.where(fine[:, tf.newaxis], update, tf.zeros_like(update))
         scale, change = magnitude(c.x), tf.abs(update)
@@ -320,12 +341,7 @@ def converge(residual, x, matrix, renew, magnitude, newton, costs):
             tf.logical_and(slow, tf.logical_not(grows)), tf.not_equal(grows, halves)
         )
         slow = tf.logical_and(slow, tf.logical_not(tf.logical_or(settled, failed)))
-        wanted = tf.reduce_any(slow)
-        matrix = tf.cond(
-            wanted,
-            lambda: tf.where(slow[:, tf.newaxis, tf.newaxis], renew(x), c.matrix),
-            lambda: c.matrix,
-        )
+        kept, wanted = _renewed(renew, slow, x, c.kept)
         following = _Iteration(
             count=c.count + 1,
             x=x,
@@ -333,18 +349,19 @@ def converge(residual, x, matrix, renew, magnitude, newton, costs):
             rate=rate,
             settled=settled,
             failed=failed,
-            fresh=slow,
+            fresh=c.fresh if renew is None else slow,
             last=tf.where(grows[:, tf.newaxis], back, update),
             last_fresh=tf.where(grows, halves, c.fresh),
-            matrix=matrix,
+            kept=kept,
             renewed=c.renewed + tf.cast(wanted, tf.int32),
         )
         return (following,)
 
     none = tf.zeros_like(x[:, 0])
     no = tf.zeros_like(none, tf.bool)
+    fresh = tf.ones_like(no) if renew is None else no
     zero = tf.zeros([], tf.int32)
-    start = _Iteration(zero, x, none, none, no, no, no, tf.zeros_like(x), no, matrix, zero)
+    start = _Iteration(zero, x, none, none, no, no, fresh, tf.zeros_like(x), no, kept, zero)
     (c,) = tf.while_loop(
         lambda c: tf.reduce_any(tf.logical_not(tf.logical_or(c.settled, c.failed))),
         body,
@@ -353,7 +370,20 @@ def converge(residual, x, matrix, renew, magnitude, newton, costs):
         maximum_iterations=newton.max_iterations,
         name="newton",
     )
-    return Solved(c.x, c.matrix, c.settled, c.count * costs[0] + c.renewed * costs[1])
+    return Solved(c.x, c.kept, c.settled, c.count * costs[0] + c.renewed * costs[1])
+
+
+def _renewed(renew, slow, x, kept):
+    """What is kept, anew for those systems that are slow, and whether there is one."""
+    if renew is None:
+        return kept, tf.constant(False)
+    wanted = tf.reduce_any(slow)
+    renewed = tf.cond(
+        wanted,
+        lambda: tf.where(slow[:, tf.newaxis, tf.newaxis], renew(x), kept),
+        lambda: kept,
+    )
+    return renewed, wanted
 
 
 def _is_rounding(size, overall, rate, fresh, eps):
@@ -364,7 +394,7 @@ def _is_rounding(size, overall, rate, fresh, eps):
         overall: likewise, to the largest one: an entry that is small by cancellation never gets
             more exact than others.
         rate: the ratio of this and the last `size`.
-        fresh: whether the matrix is that of this very point.
+        fresh: whether the inverse is that of this very point.
         eps: of the dtype.
     """
     near = tf.logical_or(size <= eps**0.5, overall <= 128.0 * eps)
@@ -448,7 +478,7 @@ def join(xs):
     return xs[0] if len(xs) == 1 else tf.concat(xs, 1)
 
 
-def solve_transposed(system, newton, block, h, states, cotangents, matrix, others=None):
+def solve_transposed(system, newton, block, h, states, cotangents, kept, others=None):
     """w with w_i - h sum_j a_ji J_j^T w_j = g_i; NaN where there is none to be found.
 
     Args:
@@ -458,13 +488,21 @@ def solve_transposed(system, newton, block, h, states, cotangents, matrix, other
         h: as of `step_of`.
         states: list of vectors, the stage values.
         cotangents: g, vectors of all stages.
-        matrix: about the inverse of I - h (a_ij J_i).
+        kept: see `Inverse.of_block`.
         others: for each stage the cotangents of the parts that are not live, or None.
 
     Returns:
-        `Solved`, whose matrix is that of the transposed equations.
+        `Solved`.
     """
-    count = len(block.ts)
+    count, inverse = len(block.ts), system.inverse
+
+    def times(kept, _, v):
+        return inverse.times(kept, v, block, h, states, transposed=True)
+
+    start = times(kept, None, cotangents)
+    if inverse.direct:
+        fine = tf.ones_like(start[:, 0], tf.bool)
+        return Solved(start, kept, fine, tf.zeros([], tf.int32))
     others = [None] * count if others is None else others
 
     def residual(w):
@@ -475,12 +513,11 @@ def solve_transposed(system, newton, block, h, states, cotangents, matrix, other
         return cotangents - w - (-join(block.combined(h, products, transposed=True)))
 
     def renew(_):
-        jacobians = [system.jacobian(t, y) for t, y in zip(block.ts, states)]
-        return tf.linalg.matrix_transpose(block.matrix(system, h, jacobians, by_row=True))
+        return inverse.renewed(block, h, states, by_row=True)
 
-    matrix = tf.linalg.matrix_transpose(matrix)
-    start = times(matrix, cotangents)
-    found = converge(residual, start, matrix, renew, tf.abs, newton, (count, count * system.size))
+    renew = renew if inverse.renews else None
+    costs = (count, count * system.size)
+    found = converge(residual, start, kept, times, renew, tf.abs, newton, costs)
     # Not as a constant: see `failures.nan_where`.
     lost = tf.sqrt(tf.cast(tf.where(found.converged, 0.0, -1.0), start.dtype))
     return found._replace(x=found.x + lost[:, tf.newaxis])
@@ -501,30 +538,36 @@ class Stages:
         self._system, self._newton = system, newton
         self._t, self._h, self._ys = t, h, ys
         self._size = tf.stop_gradient(step_of(h, system))
-        self._matrices = {}
+        self._kept = {}
         self.converged = []
         self.evaluations = tf.zeros([], tf.int32)
         if system.size:
             self._start = tf.stop_gradient(system.pack(system.live_of(ys)))
-            jacobian = system.jacobian(tf.stop_gradient(t), self._start)
-            self._jacobian = tf.stop_gradient(jacobian)
-            self.evaluations += system.size
+            kept = system.inverse.start(tf.stop_gradient(t), self._start)
+            self._kept_at_start = _constants(kept)
+            self.evaluations += system.inverse.start_cost
 
-    def _matrix(self, a, block):
+    def _kept_of(self, a, block):
         key = tuple(a.ravel())
-        if key not in self._matrices:
-            matrix = block.matrix(self._system, self._size, [self._jacobian])
-            self._matrices[key] = tf.stop_gradient(matrix)
-        return self._matrices[key]
+        if key not in self._kept:
+            kept = self._system.inverse.of_block(block, self._size, self._kept_at_start)
+            self._kept[key] = _constants(kept)
+        return self._kept[key]
 
     def filtered(self, errors, a):
-        """Errors times the matrix of a stage with this coefficient."""
+        """Errors times the inverse of a stage with this coefficient."""
         system = self._system
         if not system.size:
             return errors
-        matrix = self._matrix(np.array([[a]]), Block([self._t], [[a]]))
-        found = times(matrix, system.pack(system.live_of(errors)))
-        return system.joined(system.unpack(found), errors)
+        block = Block([tf.stop_gradient(self._t)], [[a]])
+        found = system.inverse.times(
+            self._kept_of(np.array([[a]]), block),
+            system.pack(system.live_of(errors)),
+            block,
+            self._size,
+            [self._start],
+        )
+        return system.joined(system.unpack(tf.stop_gradient(found)), errors)
 
     def solve(self, dynamics, ts, a, bases, before):
         """The slopes and the values of a block of stages, differentiable.
@@ -545,8 +588,7 @@ class Stages:
         packed = [tf.stop_gradient(system.pack(system.live_of(base))) for base in bases]
         found = self._converged(block, a, packed, before)
         z = tf.stop_gradient(found.x)
-        matrix = tf.stop_gradient(found.matrix)
-        self._matrices[tuple(a.ravel())] = matrix
+        kept = self._kept[tuple(a.ravel())] = _constants(found.kept)
         # One more update, by the evaluation that the derivative needs.
         live = [system.unpack(k) for k in self._slopes_of(a, z, None)]
         nearly = [system.joined(k, [tf.zeros_like(y) for y in self._ys]) for k in live]
@@ -554,14 +596,16 @@ class Stages:
         slopes = [dynamics(t, value) for t, value in zip(ts, values)]
         self.evaluations += count
         there = [tf.stop_gradient(system.pack(system.live_of(k))) for k in slopes]
-        update = times(matrix, join(block.combined(self._size, there)) - z)
+        states = [x + dz for x, dz in zip(packed, split(z, count))]
+        update = join(block.combined(self._size, there)) - z
+        update = system.inverse.times(kept, update, block, self._size, states)
         fine = tf.reduce_all(tf.math.is_finite(update), 1, keepdims=True)
         # What is not finite by itself stays so.
         bad = tf.reduce_sum(0.0 * join(there), 1, keepdims=True)
         z += tf.where(fine, update, tf.zeros_like(update)) + bad
         states = [x + dz for x, dz in zip(packed, split(z, count))]
         solved = [system.unpack(k) for k in self._slopes_of(a, z, there)]
-        solved = self._differentiable(block, a, matrix, states, slopes, solved)
+        solved = self._differentiable(block, kept, states, slopes, solved)
         if system.others:
             nearly = [system.joined(k, others) for k, others in zip(solved, slopes)]
             values = self._values(a, bases, nearly)
@@ -572,18 +616,27 @@ class Stages:
 
     def _converged(self, block, a, packed, before):
         system, count, size = self._system, len(block.ts), self._size
+        inverse, kept = system.inverse, self._kept_of(a, block)
+
+        def states_of(z):
+            return [x + dz for x, dz in zip(packed, split(z, count))]
+
+        def times(kept, z, v):
+            return inverse.times(kept, v, block, size, states_of(z))
 
         def residual(z):
-            zs = split(z, count)
-            slopes = [system.slopes(t, x + dz) for t, x, dz in zip(block.ts, packed, zs)]
+            slopes = [system.slopes(t, x) for t, x in zip(block.ts, states_of(z))]
             return join(block.combined(size, slopes)) - z
 
         def renew(z):
-            jacobians = [
-                system.jacobian(t, x + dz) for t, x, dz in zip(block.ts, packed, split(z, count))
-            ]
-            return block.matrix(system, size, jacobians)
+            return inverse.renewed(block, size, states_of(z))
 
+        if inverse.direct:
+            self.evaluations += count
+            nothing = tf.zeros_like(join(packed))
+            z = times(kept, nothing, residual(nothing))
+            self.converged.append(tf.reduce_all(tf.math.is_finite(z), 1))
+            return Solved(z, kept, self.converged[-1], count)
         base, known = join(packed), tf.abs(join([self._start] * count))
 
         def magnitude(z):
@@ -593,8 +646,9 @@ class Stages:
         found = converge(
             residual,
             join([before] * count) - base,
-            self._matrix(a, block),
-            renew,
+            kept,
+            times,
+            renew if inverse.renews else None,
             magnitude,
             self._newton,
             (count, count * system.size),
@@ -625,7 +679,7 @@ class Stages:
             for base, row in zip(bases, a)
         ]
 
-    def _differentiable(self, block, a, matrix, states, slopes, solved):
+    def _differentiable(self, block, kept, states, slopes, solved):
         """The slopes `solved`, with the derivative that the equations give them."""
         system, newton, size, count = self._system, self._newton, self._size, len(states)
         outputs = [tf.stop_gradient(k) for live in solved for k in live]
@@ -635,13 +689,17 @@ class Stages:
         def backward(cotangents):
             per_stage = [cotangents[i * parts : (i + 1) * parts] for i in range(count)]
             g = join([system.pack(x) for x in per_stage])
-            found = solve_transposed(system, newton, block, size, states, g, matrix)
+            found = solve_transposed(system, newton, block, size, states, g, kept)
             ws = [w for x in split(found.x, count) for w in system.unpack(x)]
             return once(ws)
 
         found = _platform.with_gradient(outputs, inputs, backward)
         found = [tf.ensure_shape(k, like.shape) for k, like in zip(found, outputs)]
         return [found[i * parts : (i + 1) * parts] for i in range(count)]
+
+
+def _constants(kept):
+    return tf.nest.map_structure(tf.stop_gradient, kept)
 
 
 def once(xs):

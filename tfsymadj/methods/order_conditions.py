@@ -3,10 +3,13 @@
 A rooted tree is the tuple of its root's subtrees, so a single vertex is (). A method is of order p
 if b @ weights(tree) = 1 / density(tree) for each tree of p vertices or less (Butcher, J. Austral.
 Math. Soc. 3 (1963)); see Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I,
-theorem II.2.13.
+theorem II.2.13. An additive method, of two matrices with the same weights, has to meet them for
+each choice of one of the matrices at each edge (section II.15; Kennedy, Carpenter, Applied
+Numerical Mathematics 44 (2003), 139-181).
 """
 
 import functools
+import itertools
 import math
 from fractions import Fraction
 
@@ -63,22 +66,25 @@ def residuals(a_matrix, b_vector, order):
     """How far the weights are from the order conditions of one order.
 
     Args:
-        a_matrix: square array of the coefficients a_ij.
+        a_matrix: square array of the coefficients a_ij, or one of them for each part of an additive
+            method `(parts, rows, rows)`.
         b_vector: array of the weights.
         order: the order whose conditions are evaluated.
 
     Returns:
-        A list with `(tree, residual, scale)` for each tree of `order` vertices: the elementary
-        weight minus one over the density, and the sum of the absolute values of the terms that
-        make up the weight, as a scale for rounding errors.
+        A list with `(tree, residual, scale)` for each tree of `order` vertices, and each choice of
+        the parts: the elementary weight minus one over the density, and the sum of the absolute
+        values of the terms that make up the weight, as a scale for rounding errors.
     """
     weights = _StageWeights(a_matrix)
     found = []
     for tree in rooted_trees(order):
-        # Absolute values inside of the weights too would bound the rounding error for certain, but
-        # by 1e-4 and more for a method of order 8, which would be no check.
-        terms = b_vector * weights(tree)
-        found.append((tree, float(terms.sum()) - 1.0 / density(tree), float(np.abs(terms).sum())))
+        for vector in weights(tree):
+            # Absolute values inside of the weights too would bound the rounding error for certain,
+            # but by 1e-4 and more for a method of order 8, which would be no check.
+            terms = b_vector * vector
+            residual = float(terms.sum()) - 1.0 / density(tree)
+            found.append((tree, residual, float(np.abs(terms).sum())))
     return found
 
 
@@ -86,7 +92,7 @@ def first_violation(a_matrix, b_vector, order):
     """The first order condition that doesn't hold, in words, or None.
 
     Args:
-        a_matrix: square array of the coefficients a_ij.
+        a_matrix: see `residuals`.
         b_vector: array of the weights.
         order: the highest order whose conditions are checked.
     """
@@ -108,14 +114,14 @@ def first_dense_violation(a_matrix, dense, order):
     section II.6).
 
     Args:
-        a_matrix: square array of the coefficients a_ij.
+        a_matrix: see `residuals`.
         dense: array `(rows, powers)` of the coefficients of theta, theta^2, ...
         order: the highest order whose conditions are checked.
     """
     weights = _StageWeights(a_matrix)
     for n in range(1, order + 1):
-        for tree in rooted_trees(n):
-            terms = dense * weights(tree)[:, np.newaxis]
+        for tree, vector in ((x, v) for x in rooted_trees(n) for v in weights(x)):
+            terms = dense * vector[:, np.newaxis]
             expected = np.zeros(max(dense.shape[1], n))
             expected[n - 1] = 1.0 / density(tree)
             sums = np.zeros_like(expected)
@@ -131,18 +137,21 @@ def first_dense_violation(a_matrix, dense, order):
 
 
 class _StageWeights:
-    """The vector of a tree's elementary weights over the stages; those of subtrees are kept."""
+    """The vectors of a tree's elementary weights over the stages; those of subtrees are kept.
 
-    def __init__(self, matrix):
-        self._matrix = matrix
+    There is one for each choice of the matrices.
+    """
+
+    def __init__(self, matrices):
+        rows = matrices.shape[-1]
+        self._matrices = matrices.reshape([-1, rows, rows])
         self._known = {}
 
     def __call__(self, tree):
         if tree not in self._known:
-            weights = np.ones(len(self._matrix))
-            for subtree in tree:
-                weights = weights * (self._matrix @ self(subtree))
-            self._known[tree] = weights
+            below = [[a @ v for a in self._matrices for v in self(x)] for x in tree]
+            ones = np.ones(self._matrices.shape[-1])
+            self._known[tree] = [math.prod(xs, start=ones) for xs in itertools.product(*below)]
         return self._known[tree]
 
 

@@ -30,6 +30,10 @@ class ButcherTableau:
     With a coarser estimate e' besides the first one e, the error is e |e| / sqrt(|e|^2 + 0.01
     |e'|^2), of a higher order than either (section II.10).
 
+    An additive method has a second matrix, `a_explicit`, for the part g of the dynamics f + g that
+    is not stiff (see `Split`): its stages are y + h sum_j (a_ij f_j + a_explicit_ij g_j), and k_j
+    is f_j + g_j.
+
     Tableaus are immutable, and equal if their coefficients, orders and names are.
 
     Args:
@@ -51,6 +55,8 @@ class ButcherTableau:
         dense_order: order of the continuous extension, by default `order - 1` (but at least 1).
         b_coarse: `b` minus the weights of a coarser embedded solution, for the second estimate.
         coarse_order: its order, by default `embedded_order - 1` (but at least 1).
+        a_explicit: the rows of an additive method's explicit part, as many as those of `a` and with
+            the same sums; each stage of `a` is solved by itself then.
 
     Coefficients may be integers, floats or fractions; they are kept as floats.
 
@@ -81,6 +87,7 @@ class ButcherTableau:
     dense_order: int | None = None
     b_coarse: tuple | None = None
     coarse_order: int | None = None
+    a_explicit: tuple | None = None
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -88,12 +95,11 @@ class ButcherTableau:
         values = {
             "order": _as_order("order", self.order),
             "c": _as_floats("c", self.c),
-            "a": tuple(
-                _without_zeros(_as_floats(f"a[{i}]", row), i)
-                for i, row in enumerate(_as_items("a", self.a))
-            ),
+            "a": _as_rows("a", self.a),
             "b": _as_floats("b", self.b),
         }
+        if self.a_explicit is not None:
+            values["a_explicit"] = _as_rows("a_explicit", self.a_explicit)
         if self.b_coarse is not None and self.b_error is None:
             raise ValueError(
                 f"`b_coarse` must not be given without `b_error`. Received: {self.b_coarse!r}"
@@ -176,7 +182,8 @@ class ButcherTableau:
     @property
     def stiffly_accurate(self):
         """Whether the last stage of an implicit method is the solution."""
-        return not self.explicit and self.a[-1] == self.b and self.c[-1] == 1
+        ends = self.a[-1] == self.b and self.c[-1] == 1
+        return ends and not self.explicit and self.a_explicit is None
 
     @property
     def adaptive(self):
@@ -220,10 +227,19 @@ class ButcherTableau:
     @functools.cached_property
     def a_matrix(self):
         """The coefficients a_ij, a read-only float64 array; square, for rows of all kinds."""
-        matrix = np.zeros([len(self.a), len(self.a)])
-        for i, row in enumerate(self.a):
-            matrix[i, : len(row)] = row
-        return _read_only(matrix)
+        return _square(self.a)
+
+    @functools.cached_property
+    def explicit_matrix(self):
+        """Those of an additive method's explicit part, likewise, or None."""
+        return None if self.a_explicit is None else _square(self.a_explicit)
+
+    @property
+    def matrices(self):
+        """Those of all parts: what the order conditions are about."""
+        if self.a_explicit is None:
+            return self.a_matrix
+        return np.stack([self.a_matrix, self.explicit_matrix])
 
     @functools.cached_property
     def b_vector(self):
@@ -286,6 +302,8 @@ class ButcherTableau:
             b=(0.0, *self.b),
             b_error=(0.0, *self.b_error) if self.adaptive else None,
             b_coarse=None if self.b_coarse is None else (0.0, *self.b_coarse),
+            a_explicit=self.a_explicit
+            and ((), *((0.0, *row) if row else () for row in self.a_explicit)),
         )
 
     def _with_fsal_row(self):
@@ -296,19 +314,21 @@ class ButcherTableau:
             b=(*self.b, 0.0),
             b_error=(*self.b_error, 0.0) if self.adaptive else None,
             b_coarse=None if self.b_coarse is None else (*self.b_coarse, 0.0),
+            a_explicit=self.a_explicit and (*self.a_explicit, self.b),
         )
 
     @functools.cached_property
     def filter(self):
         """The coefficient of the matrix that error estimates are multiplied with, or None.
 
-        An embedded solution that is a stage of the method is as stable as that.
+        An embedded solution that stays bounded where a component is very stiff needs none.
         """
-        embedded = (self.b_vector - self.error_vector).tolist()
-        rows = self.a_matrix.tolist()
-        same = any(np.allclose(embedded, row, rtol=0.0, atol=1e-12) for row in rows)
+        stiffness = -1e6
+        matrix = np.eye(len(self.a)) - stiffness * self.a_matrix
+        stages = np.linalg.solve(matrix, np.ones(len(self.a)))
+        embedded = 1.0 + stiffness * (self.b_vector - self.error_vector) @ stages
         numbers = set(np.diag(self.a_matrix).tolist()) - {0.0}
-        return None if same or len(numbers) != 1 else numbers.pop()
+        return None if abs(embedded) < 1.0 or len(numbers) != 1 else numbers.pop()
 
     def without_error(self):
         """The same method without error estimates, and without rows that don't serve its steps.
@@ -339,6 +359,7 @@ class ButcherTableau:
         rows = s if self.dense is None else max(s, len(self.a))
         for field, count in (
             ("c", rows), ("a", rows), ("b_error", s), ("b_coarse", s), ("dense", rows),
+            ("a_explicit", rows),
         ):  # fmt: skip
             value = getattr(self, field)
             if value is not None and len(value) != count:
@@ -358,13 +379,32 @@ class ButcherTableau:
                 "`a` must not have rows beyond `b` with an implicit method. "
                 f"Received: {rows} rows in `a`, {s} entries in `b`"
             )
+        if self.a_explicit is not None:
+            self._check_parts()
+
+    def _check_parts(self):
+        """Those of an additive method, one implicit and one explicit."""
+        if self.explicit or any(len(block) > 1 for block in self.blocks):
+            raise ValueError(
+                "`a` must have entries on its diagonal, and none right of it, with `a_explicit`. "
+                f"Received: a={self.a}"
+            )
+        for i, row in enumerate(self.a_explicit):
+            if len(row) != i:
+                raise ValueError(
+                    f"`a_explicit[{i}]` must have {i} entries, left of the diagonal. "
+                    f"Received: {row}"
+                )
 
     def _check_rows(self):
-        for i, (node, row) in enumerate(zip(self.c, self.a, strict=True)):
-            if abs(math.fsum(row) - node) > TOLERANCE * _magnitude(row, node):
-                raise ValueError(
-                    f"`a[{i}]` must sum to `c[{i}]`. Received: a[{i}]={row}, c[{i}]={node}"
-                )
+        for field in ("a", "a_explicit"):
+            for i, row in enumerate(getattr(self, field) or ()):
+                node = self.c[i]
+                if abs(math.fsum(row) - node) > TOLERANCE * _magnitude(row, node):
+                    raise ValueError(
+                        f"`{field}[{i}]` must sum to `c[{i}]`. "
+                        f"Received: {field}[{i}]={row}, c[{i}]={node}"
+                    )
         for field in ("b_error", "b_coarse"):
             weights = getattr(self, field)
             if weights is None:
@@ -377,7 +417,7 @@ class ButcherTableau:
                 raise ValueError(f"`{field}` must sum to zero. Received: {weights}")
 
     def _check_orders(self):
-        violation = first_violation(self.a_matrix, self.b_vector, self.order)
+        violation = first_violation(self.matrices, self.b_vector, self.order)
         if violation is not None:
             raise ValueError(
                 f"The weights `b` are not of order {self.order}: {violation}. Check the "
@@ -388,7 +428,7 @@ class ButcherTableau:
             if weights is None:
                 continue
             embedded = self.b_vector - self._weights(weights)
-            violation = first_violation(self.a_matrix, embedded, order)
+            violation = first_violation(self.matrices, embedded, order)
             if violation is not None:
                 raise ValueError(
                     f"The embedded weights `b - {field}` are not of order {order}: {violation}. "
@@ -407,13 +447,28 @@ class ButcherTableau:
                     f"`dense[{i}]` must sum to `b[{i}]`, zero beyond its end. "
                     f"Received: dense[{i}]={row}, b[{i}]={weight}"
                 )
-        violation = first_dense_violation(self.a_matrix, np.array(self.dense), self.dense_order)
+        violation = first_dense_violation(self.matrices, np.array(self.dense), self.dense_order)
         if violation is not None:
             raise ValueError(
                 f"The continuous extension `dense` is not of order {self.dense_order}: "
                 f"{violation}. Check the coefficients or lower `dense_order`. "
                 f"Received: dense_order={self.dense_order}"
             )
+
+
+def _square(rows):
+    """Rows of any lengths as a read-only float64 array."""
+    matrix = np.zeros([len(rows), len(rows)])
+    for i, row in enumerate(rows):
+        matrix[i, : len(row)] = row
+    return _read_only(matrix)
+
+
+def _as_rows(name, values):
+    return tuple(
+        _without_zeros(_as_floats(f"{name}[{i}]", row), i)
+        for i, row in enumerate(_as_items(name, values))
+    )
 
 
 def _without_zeros(row, least):
