@@ -32,6 +32,7 @@ ORDER = [
     "arguments",
     "solve",
     "steady_state",
+    "sensitivities",
     "layers",
     "callbacks",
     "bijectors",

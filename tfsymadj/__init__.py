@@ -16,6 +16,7 @@ from tfsymadj.gradients import (
 )
 from tfsymadj.layers import ODELayer
 from tfsymadj.methods import METHODS, ButcherTableau, Newton
+from tfsymadj.sensitivities import Sensitivities, jvp, sensitivities
 from tfsymadj.solution import Interpolant, Occurrence, Solution, Stats, Status
 from tfsymadj.solve import odeint, solve
 from tfsymadj.steady_state import SteadyState, steady_state
@@ -39,6 +40,7 @@ __all__ = [
     "Occurrence",
     "PIController",
     "Proposal",
+    "Sensitivities",
     "Solution",
     "SolveCheckpoint",
     "Stats",
@@ -47,9 +49,11 @@ __all__ = [
     "StepCheckpoint",
     "SymplecticAdjoint",
     "callbacks",
+    "jvp",
     "layers",
     "no_gradient",
     "odeint",
+    "sensitivities",
     "solve",
     "steady_state",
 ]

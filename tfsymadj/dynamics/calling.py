@@ -25,13 +25,13 @@ def as_function(dynamics, like, args, autonomous):
 
     Returns:
         A function that raises ValueError or TypeError, naming `dynamics`, where the result does
-        not have the structure, shapes and dtypes of the state.
+        not have the structure, shapes and dtypes of the state. It takes other arguments, too.
     """
     likes = tf.nest.flatten(like)
     time_dtype = likes[0].dtype.real_dtype
     state = _platform.CallState()
 
-    def function(t, ys):
+    def function(t, ys, args=args):
         # The solver may hold the state in a more precise dtype.
         given = [tf.cast(y, x.dtype) for y, x in zip(ys, likes)]
         y = tf.nest.pack_sequence_as(like, given)

@@ -161,6 +161,7 @@ class ContinuousAdjoint(Recomputing):
                     max_steps=steps if known else problem.max_steps,
                     known_length=known,
                     first_step=None,
+                    measured=None,
                 )
             )
             end = system.split([x[1] for x in part.ys])
