@@ -14,6 +14,7 @@ from tfsymadj.dynamics.variational import Along, Directions, Tangents
 from tfsymadj.gradients import Backprop, Gradient, get_gradient
 from tfsymadj.gradients.no_gradient import without_gradient
 from tfsymadj.loop.integrate import integrate
+from tfsymadj.methods import get_method
 from tfsymadj.options import Options, SolverOptions, documented, with_options
 from tfsymadj.solution import Solution
 from tfsymadj.solve import solve_with
@@ -297,6 +298,11 @@ def _solved(dynamics, y0, t, args, options, directions):
                 f"`{name}` can't be given to `jvp` or `sensitivities`. "
                 f"Received: {name}={getattr(options, name)!r}"
             )
+    if get_method(options.method).splits:
+        raise ValueError(
+            "`method` must be a Runge-Kutta method for `jvp` and `sensitivities`. "
+            f"Received: {options.method!r}"
+        )
     if directions.tangents.times:
         for name in ("jumps", "batch_axis"):
             if getattr(options, name) is not None:

@@ -127,6 +127,8 @@ def solve_with(
         arguments.check_batch(state, times)
     args = arguments.as_args(args, ys[0].dtype)
     solver = options.solver(times).at_precision(ys)
+    if solver.method.splits:
+        arguments.check_halves(state, solver.method)
     if autonomous is None:
         autonomous = calling.is_autonomous(dynamics, args, options.autonomous, state)
     if not getattr(dynamics, "built", True):
@@ -245,9 +247,12 @@ def _solve(
     known = steps is not None
     # Of examples some may be done before the others.
     same = known and jumps is None and not functions and not solver.lanes
+    closed = close(function, like, dynamics(), caller, solver.jit_compile, solver.lanes)
+    if solver.method.splits:
+        closed.live = list(range(len(ys)))  # halves of what the backward pass sees, too
     watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
-        dynamics=close(function, like, dynamics(), caller, solver.jit_compile, solver.lanes),
+        dynamics=closed,
         ys=ys,
         stops=stops,
         between=times if solver.interpolates and not solver.dense else None,
