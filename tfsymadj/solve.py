@@ -247,12 +247,9 @@ def _solve(
     known = steps is not None
     # Of examples some may be done before the others.
     same = known and jumps is None and not functions and not solver.lanes
-    closed = close(function, like, dynamics(), caller, solver.jit_compile, solver.lanes)
-    if solver.method.splits:
-        closed.live = list(range(len(ys)))  # halves of what the backward pass sees, too
     watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
-        dynamics=closed,
+        dynamics=_closed(function, like, dynamics, solver, caller),
         ys=ys,
         stops=stops,
         between=times if solver.interpolates and not solver.dense else None,
@@ -277,6 +274,14 @@ def _solve(
         clock=clock,
     )
     return _solution(problem, solver, state, given, positions)
+
+
+def _closed(function, ys, dynamics, solver, caller):
+    """The closed dynamics of a solve."""
+    closed = close(function, ys, dynamics(), caller, solver.jit_compile, solver.lanes)
+    if solver.method.splits:
+        closed.live = list(range(len(ys)))  # halves of what the backward pass sees, too
+    return closed
 
 
 def _solution(problem, solver, state, times, positions):

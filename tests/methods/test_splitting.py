@@ -64,7 +64,7 @@ def test_symplectic(method):
         with tf.GradientTape() as tape:
             tape.watch(y0)
             y = end(problem, method, 7, tuple(tf.split(y0[tf.newaxis], 2, -1)))
-        found = tape.jacobian(y, y0, experimental_use_pfor=False)[0]
+        found = tape.jacobian(y, y0)[0]
         j = np.kron([[0.0, 1.0], [-1.0, 0.0]], np.eye(2))
         return np.abs(found.numpy().T @ j @ found.numpy() - j).max()
 
