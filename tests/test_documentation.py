@@ -36,6 +36,7 @@ MODULES = [
     "methods",
     "methods.newton",
     "methods.order_conditions",
+    "methods.splitting",
     "methods.tableaus",
     "sensitivities",
     "solve",

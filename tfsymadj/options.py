@@ -62,7 +62,8 @@ class Options(Configured):
     """The options of a solve, checked.
 
     Args:
-        method: name of a method (see `tfsymadj.METHODS`) or a `ButcherTableau`.
+        method: name of a method (see `tfsymadj.METHODS`; `"stormer_verlet"` and `"yoshida4"`, for
+            a state that is a pair of q and p), a `ButcherTableau` or a `Method`.
         rtol: relative tolerance of adaptive steps; see `PIController`.
         atol: absolute tolerance of adaptive steps.
         num_steps: number of equal steps between two entries of `t`.
