@@ -211,8 +211,7 @@ def _solve(
         args: tuple of nests of tensors.
         solver: `Solver`.
         way: whether the dynamics are autonomous, and whether times may need a gradient.
-        functions: callables that return the functions of the events, and the variables that there
-            are tangents of.
+        functions: callables that return the functions of the events, and the tangents' variables.
         event_args: for each of them the tuple of its further arguments.
         jumps: likewise, or None.
         num_steps: number of steps, int or int32 scalar, where an eager caller knows it.
@@ -228,15 +227,10 @@ def _solve(
     given, last = times, None
     if solver.lanes:
         times, ys, last = arguments.in_lanes(times, ys)
-    queue, like = None, ys
-    function = calling.as_function(dynamics, state, args, autonomous)
-    if solver.width is not None:
-        of = functools.partial(calling.as_function, dynamics, state, autonomous=autonomous)
-        queue, function, like = _queue(of, args, ys, solver.width)
+    queue, function, like = _function(dynamics, state, args, ys, autonomous, solver)
     measured = clock = None
-    if tangents is not None and solver.along is not None:
-        *functions, variables = functions
-        measured = len(ys)
+    if tangents is not None:
+        measured, (*functions, variables) = len(ys), functions
         function = Variational(function, measured, args, variables, tangents, solver.along)
         state, ys, clock = _beside_tangents(state, ys, times, tangents, solver)
         like = ys
@@ -274,6 +268,14 @@ def _solve(
         clock=clock,
     )
     return _solution(problem, solver, state, given, positions)
+
+
+def _function(dynamics, state, args, ys, autonomous, solver):
+    """The `Queue` or None, the dynamics of lists of tensors, and a state to close them with."""
+    if solver.width is None:
+        return None, calling.as_function(dynamics, state, args, autonomous), ys
+    of = functools.partial(calling.as_function, dynamics, state, autonomous=autonomous)
+    return _queue(of, args, ys, solver.width)
 
 
 def _closed(function, ys, dynamics, solver, caller):

@@ -64,7 +64,7 @@ class Variational:
         args: nest of arguments.
         variables: callable that returns the variables that have a tangent.
         tangents: `Tangents`.
-        along: `Along`.
+        along: `Along`; None: of no argument, along one direction.
     """
 
     def __init__(
@@ -74,10 +74,11 @@ class Variational:
         args: tuple,
         variables: Callable,
         tangents: Tangents,
-        along: Along,
+        along: Along | None,
     ):
         self._function, self._size, self._args = function, size, args
-        self._variables, self._tangents, self._along = variables, tangents, along
+        self._variables, self._tangents = variables, tangents
+        self._along = along or Along((), several=False)
 
     def __call__(self, t, zs):
         n = self._size
