@@ -381,6 +381,7 @@ def test_moving_times_have_no_second_derivatives():
         (dict(tangents={"variables": [(tf.Variable(1.0), [1.0])]}), "for 'variables'"),
         (dict(event=tfsymadj.Event(lambda t, y, a: y[0])), "`event` can't be given"),
         (dict(dense=True), "`dense` can't be given"),
+        (dict(batch_axis=0, lanes=2), "`lanes` can't be given"),
         (dict(tangents={"t": [0.0, 1.0]}, jumps=[0.5]), "`jumps` can't be given"),
         (dict(num_step=3), "did you mean `num_steps`"),
     ],

@@ -64,8 +64,9 @@ def jvp(
         `(solution, dy)`: the `Solution`, and the derivative of its `y`, of the same structure.
 
     Raises:
-        ValueError, TypeError: as `solve`; for tangents that don't fit; with `event` or `dense`;
-            with a tangent of `t` and `jumps` or `batch_axis`.
+        ValueError, TypeError: as `solve`; for tangents that don't fit; with `event`, `dense` or
+            `lanes`, or a method that moves halves of a state; with a tangent of `t` and `jumps` or
+            `batch_axis`.
         tf.errors.InvalidArgumentError: see `on_failure`.
 
     Example:
