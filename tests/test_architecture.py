@@ -33,6 +33,7 @@ ORDER = [
     "arguments",
     "solve",
     "steady_state",
+    "sensitivities",
     "layers",
     "callbacks",
     "bijectors",

@@ -13,8 +13,8 @@ DOCS = README.parent / "docs"
 #: Pages that take more than a few seconds.
 LONG = {
     *("api/flows.md", "api/solving.md", "coming_from.md", "controls.md", "events.md", "flows.md"),
-    "gradients.md",
-    *("implicit.md", "index.md", "keras.md", "methods.md", "recipes.md", "speed.md"),
+    *("gradients.md", "implicit.md", "index.md", "keras.md", "methods.md", "recipes.md"),
+    *("sensitivities.md", "speed.md"),
 }
 PAGES = {
     "CONTRIBUTING.md": README.parent / "CONTRIBUTING.md",
@@ -39,7 +39,9 @@ MODULES = [
     "methods",
     "methods.newton",
     "methods.order_conditions",
+    "methods.splitting",
     "methods.tableaus",
+    "sensitivities",
     "solve",
     "steady_state",
     "steps.given",

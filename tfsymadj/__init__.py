@@ -17,6 +17,7 @@ from tfsymadj.gradients import (
 )
 from tfsymadj.layers import ODELayer
 from tfsymadj.methods import METHODS, ButcherTableau, Newton
+from tfsymadj.sensitivities import Sensitivities, jvp, sensitivities
 from tfsymadj.solution import Interpolant, Occurrence, Solution, Stats, Status
 from tfsymadj.solve import odeint, solve
 from tfsymadj.steady_state import SteadyState, steady_state
@@ -40,6 +41,7 @@ __all__ = [
     "Occurrence",
     "PIController",
     "Proposal",
+    "Sensitivities",
     "Solution",
     "SolveCheckpoint",
     "Split",
@@ -50,9 +52,11 @@ __all__ = [
     "SymplecticAdjoint",
     "callbacks",
     "controls",
+    "jvp",
     "layers",
     "no_gradient",
     "odeint",
+    "sensitivities",
     "solve",
     "steady_state",
 ]

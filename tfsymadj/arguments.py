@@ -247,3 +247,20 @@ def check_batch(state, times):
             f"`t` must have a row for each of the {known.pop()} examples of `y0`. "
             f"Received: shape {times.shape}"
         )
+
+
+def check_halves(state, method):
+    """Refuses states that are no pair, for a method that moves one half at a time.
+
+    Args:
+        state: nest of tensors.
+        method: `Method`.
+    """
+    pair = isinstance(state, (tuple, list)) and len(state) == 2
+    sizes = [len(tf.nest.flatten(half)) for half in state] if pair else []
+    if not pair or sizes[0] != sizes[1]:
+        raise ValueError(
+            f"`y0` must be a pair (q, p), of as many tensors each, for method={method.name!r}, "
+            "which moves q and p in turns; `tf.split(y, 2, -1)` makes one. "
+            f"Received: {tf.nest.map_structure(lambda y: tuple(y.shape), state)}"
+        )

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfsymadj.config import Configured, is_int, is_real
 from tfsymadj.dynamics.identity import Contents
+from tfsymadj.dynamics.variational import Along
 from tfsymadj.events import Event
 from tfsymadj.gradients import Gradient, get_gradient
 from tfsymadj.methods import ButcherTableau, Method, Newton, get_method
@@ -61,7 +62,8 @@ class Options(Configured):
     """The options of a solve, checked.
 
     Args:
-        method: name of a method (see `tfsymadj.METHODS`) or a `ButcherTableau`.
+        method: name of a method (see `tfsymadj.METHODS`; `"stormer_verlet"` and `"yoshida4"`, for
+            a state that is a pair of q and p), a `ButcherTableau` or a `Method`.
         rtol: relative tolerance of adaptive steps; see `PIController`.
         atol: absolute tolerance of adaptive steps.
         num_steps: number of equal steps between two entries of `t`.
@@ -348,6 +350,7 @@ class Solver:
     lanes: int
     width: int | None
     jit_compile: bool | None
+    along: Along | None = None
 
     def at_precision(self, ys: list) -> "Solver":
         """The solver for a state; with a warning where `rtol` is below its precision."""
@@ -403,7 +406,7 @@ class Solver:
         return (
             self.method, self.first_step is None, self.max_step is None, self.max_steps,
             self.gradient, self.interpolates, self.every_step, self.dense, self.lanes,
-            self.width, self.jit_compile,
+            self.width, self.jit_compile, self.along,
             tuple([(e.direction, e.terminal, e.samples) for e in self.events]),
             type(self.controller), Contents(others).key,
         )  # fmt: skip

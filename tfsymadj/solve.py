@@ -1,5 +1,6 @@
 """`solve` and `odeint`: from arguments to a problem, traced into a graph, compiled when eager."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,13 @@ from tfsymadj import arguments, compiled, controls
 from tfsymadj._platform import vectorizing
 from tfsymadj.arithmetic import entry
 from tfsymadj.dynamics import calling
-from tfsymadj.dynamics.closing import close
+from tfsymadj.dynamics.closing import close, refuse_forward_mode
+from tfsymadj.dynamics.variational import Variational
 from tfsymadj.events.event import as_function
 from tfsymadj.events.root import with_event
+from tfsymadj.gradients import Backprop
 from tfsymadj.gradients.queued import Queued
+from tfsymadj.loop.clock import Clock
 from tfsymadj.loop.failures import monotonic
 from tfsymadj.loop.intervals import with_jumps
 from tfsymadj.loop.problem import Problem
@@ -99,8 +103,21 @@ def odeint(
 
 
 @tf.autograph.experimental.do_not_convert
-def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solution:
-    """`solve` by an `Options` object; `autonomous` in place of the option of that name."""
+def solve_with(
+    dynamics, y0, t, args, options: Options, autonomous=None, directions=None
+) -> Solution:
+    """`solve` by an `Options` object.
+
+    Args:
+        dynamics: see `solve`.
+        y0: likewise.
+        t: likewise.
+        args: likewise.
+        options: `Options`.
+        autonomous: in place of the option of that name.
+        directions: `Directions` in which the solution is differentiated. Its `y` is a tuple then:
+            of the states, their derivatives, and the clock, see `Variational`.
+    """
     times, with_time = arguments.as_times(t, options.batch_axis)
     jumps, with_time = arguments.as_jumps(options.jumps, with_time, options.batch_axis)
     _check_callable(dynamics)
@@ -110,6 +127,8 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
         arguments.check_batch(state, times)
     args = arguments.as_args(args, ys[0].dtype)
     solver = options.solver(times).at_precision(ys)
+    if solver.method.splits:
+        arguments.check_halves(state, solver.method)
     if autonomous is None:
         autonomous = calling.is_autonomous(dynamics, args, options.autonomous, state)
     if not getattr(dynamics, "built", True):
@@ -120,9 +139,14 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
         inputs["event_args"] = tuple(arguments.as_args(e.args, ys[0].dtype) for e in solver.events)
     if jumps is not None:
         inputs["jumps"] = jumps
+    functions = [event.function for event in solver.events]
+    if directions is not None:
+        solver = dataclasses.replace(solver, along=directions.along)
+        inputs["tangents"] = directions.tangents
+        functions.append(directions.variables)
 
     if tf.executing_eagerly():
-        solution, time = _solve_eagerly(dynamics, inputs, solver, way)
+        solution, time = _solve_eagerly(dynamics, functions, inputs, solver, way)
         _refuse_empty(solution, solver.lanes)
         if not autonomous:
             arguments.warn_of_times(dynamics, state, times, solver, solution.stats.num_accepted)
@@ -130,9 +154,11 @@ def solve_with(dynamics, y0, t, args, options: Options, autonomous=None) -> Solu
             _raise_failure(solution, time)
         return solution
     _refuse_vectorizing(solver, inputs)
+    if not isinstance(solver.gradient, Backprop):
+        refuse_forward_mode(tf.nest.flatten(inputs))
     if not autonomous:
         arguments.warn_of_times(dynamics, state, times, solver)
-    functions = [calling.reference(e.function) for e in solver.events]
+    functions = [calling.reference(function) for function in functions]
     solution, time = _solve(
         calling.reference(dynamics), solver=solver, way=way, functions=functions, **inputs
     )
@@ -173,6 +199,7 @@ def _solve(
     event_args=(),
     jumps=None,
     num_steps=None,
+    tangents=None,
     caller=None,
 ):
     """Traces one solve into the current graph; returns the solution and the time it ended at.
@@ -184,10 +211,11 @@ def _solve(
         args: tuple of nests of tensors.
         solver: `Solver`.
         way: whether the dynamics are autonomous, and whether times may need a gradient.
-        functions: callables that return the functions of the events.
+        functions: callables that return the functions of the events, and the tangents' variables.
         event_args: for each of them the tuple of its further arguments.
         jumps: likewise, or None.
         num_steps: number of steps, int or int32 scalar, where an eager caller knows it.
+        tangents: `Tangents`, or None.
         caller: see `dynamics.closing.close`.
     """
     autonomous, with_time = way
@@ -199,11 +227,13 @@ def _solve(
     given, last = times, None
     if solver.lanes:
         times, ys, last = arguments.in_lanes(times, ys)
-    queue, like = None, ys
-    function = calling.as_function(dynamics, state, args, autonomous)
-    if solver.width is not None and (ys[0].shape[0] is None or ys[0].shape[0] > solver.width):
-        of = functools.partial(calling.as_function, dynamics, state, autonomous=autonomous)
-        queue, function, like = _queue(of, args, ys, solver.width)
+    queue, function, like = _function(dynamics, state, args, ys, autonomous, solver)
+    measured = clock = None
+    if tangents is not None:
+        measured, (*functions, variables) = len(ys), functions
+        function = Variational(function, measured, args, variables, tangents, solver.along)
+        state, ys, clock = _beside_tangents(state, ys, times, tangents, solver)
+        like = ys
     stops, switches, positions = _stops(times, jumps, solver, arguments.time_dtype(state))
     steps = arguments.as_count(solver.controller.num_steps(stops))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
@@ -213,7 +243,7 @@ def _solve(
     same = known and jumps is None and not functions and not solver.lanes
     watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
-        dynamics=close(function, like, dynamics(), caller, solver.jit_compile, solver.lanes),
+        dynamics=_closed(function, like, dynamics, solver, caller),
         ys=ys,
         stops=stops,
         between=times if solver.interpolates and not solver.dense else None,
@@ -234,8 +264,27 @@ def _solve(
         lanes=solver.lanes,
         last=last,
         queue=queue,
+        measured=measured,
+        clock=clock,
     )
     return _solution(problem, solver, state, given, positions)
+
+
+def _function(dynamics, state, args, ys, autonomous, solver):
+    """The `Queue` or None, the dynamics of lists of tensors, and a state to close them with."""
+    batch = ys[0].shape[0] if solver.lanes else None
+    if solver.width is None or (batch is not None and batch <= solver.width):
+        return None, calling.as_function(dynamics, state, args, autonomous), ys
+    of = functools.partial(calling.as_function, dynamics, state, autonomous=autonomous)
+    return _queue(of, args, ys, solver.width)
+
+
+def _closed(function, ys, dynamics, solver, caller):
+    """The closed dynamics of a solve."""
+    closed = close(function, ys, dynamics(), caller, solver.jit_compile, solver.lanes)
+    if solver.method.splits:
+        closed.live = list(range(len(ys)))  # halves of what the backward pass sees, too
+    return closed
 
 
 def _solution(problem, solver, state, times, positions):
@@ -301,6 +350,24 @@ def _queue(function_of, args, ys, width):
     return Queue(width, own, of_lanes, function), function(of_lanes), like
 
 
+def _beside_tangents(state, ys, times, tangents, solver):
+    """State and list of tensors with the derivatives, and the `Clock` if times move."""
+    directions = [
+        tf.ensure_shape(tf.cast(v, y.dtype), [*v.shape[: v.shape.rank - y.shape.rank], *y.shape])
+        for v, y in zip(tangents.ys, ys)
+    ]
+    vs, clock, clocks = tf.nest.pack_sequence_as(state, tangents.ys), None, []
+    if tangents.times:
+        # The times first.
+        moving = tangents.times[0]
+        moving = tf.transpose(moving) if solver.along.several else moving
+        ends = tf.stack([moving[0], moving[-1]])
+        inside = solver.interpolates
+        clock = Clock(len(ys), ends if inside else moving, moving if inside else None)
+        clocks = [tf.stack([moving[0], tf.zeros_like(moving[0])], -1)]
+    return (state, vs, clocks), [*ys, *directions, *clocks], clock
+
+
 def _as_given(ys, state):
     """States in the nest and the dtypes of the initial one."""
     ys = tf.nest.pack_sequence_as(state, ys)
@@ -338,7 +405,7 @@ def _watch(functions, event_args, state, ys, solver, caller):
     )
 
 
-def _solve_eagerly(dynamics, inputs, solver, way):
+def _solve_eagerly(dynamics, functions, inputs, solver, way):
     """The same as a compiled function: only so does a custom gradient save memory."""
     inputs = {**inputs, "numbers": _vector(solver.numbers)}
     unwatched = arguments.unwatched(inputs["args"])
@@ -366,15 +433,12 @@ def _solve_eagerly(dynamics, inputs, solver, way):
             caller.dynamics,
             solver=with_numbers,
             way=way,
-            functions=[functools.partial(caller.function, i) for i in range(len(solver.events))],
+            functions=[functools.partial(caller.function, i) for i in range(len(functions))],
             caller=caller,
             **inputs,
         )
 
-    functions = [event.function for event in solver.events]
-    return compiled.solve(
-        function, dynamics, functions, inputs, (*solver.key, way, steps, unwatched)
-    )
+    return compiled.solve(function, dynamics, functions, inputs, (*solver.key, way, steps))
 
 
 @functools.lru_cache(maxsize=256)

@@ -17,7 +17,7 @@ def test_get_method():
 
 @pytest.mark.parametrize("method", ["DOPRI5", "rk5", ""])
 def test_unknown_method(method):
-    with pytest.raises(ValueError, match=f"one of euler, .*, gauss4. Received: '{method}'"):
+    with pytest.raises(ValueError, match=f"one of euler, .*, yoshida4. Received: '{method}'"):
         get_method(method)
 
 

@@ -12,6 +12,7 @@
   regularizers of weights as well, can't be taken from, and no tensor asked for its mask.
 * `variables`: nor has Keras one to say "this `tf.Variable`, which somebody else made, is one of the
   layer's variables".
+* `slices`: nor can it differentiate a slice three times under XLA.
 * `frames`: nor has AutoGraph one to ask what line a line of generated code was.
 
 What is redirected is so from the first solve on, and only where a thread traces dynamics; but for
@@ -19,6 +20,7 @@ the variables that a tape lists, of which each is listed once, whoever asks.
 `tests/test_platform.py` fails on the day that one of the private names changes its meaning.
 """
 
+from tfsymadj._platform import slices  # noqa: F401 - importing it registers gradients
 from tfsymadj._platform.frames import original_line
 from tfsymadj._platform.functions import (
     CLOSED,
@@ -51,6 +53,7 @@ from tfsymadj._platform.reads import (
 from tfsymadj._platform.shapes import watched_shapes
 from tfsymadj._platform.tapes import (
     accessed,
+    has_tangents,
     is_watched,
     recording,
     recording_is_paused,
@@ -74,6 +77,7 @@ __all__ = [
     "forget_variables",
     "gradients",
     "handle",
+    "has_tangents",
     "holds_numbers",
     "in_control_flow",
     "in_function_graph",

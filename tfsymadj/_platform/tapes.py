@@ -3,6 +3,7 @@
 import contextlib
 
 from tensorflow.python import pywrap_tfe
+from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.ops import resource_variable_ops
 
 
@@ -14,6 +15,11 @@ def tapes_record():
 def recording_tapes(tensor):
     """How many of the recording tapes have seen how `tensor` was computed: 0, 1, or 2 for more."""
     return pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes([tensor])
+
+
+def has_tangents(tensors):
+    """Whether a `tf.autodiff.ForwardAccumulator` knows a tangent of one of the tensors."""
+    return bool(forwardprop_util.pack_tangents(list(tensors)).tangents)
 
 
 @contextlib.contextmanager

@@ -28,8 +28,9 @@ def as_function(dynamics, like, args, autonomous):
 
     Returns:
         A function that raises ValueError or TypeError, naming `dynamics`, where the result does
-        not have the structure, shapes and dtypes of the state; `Sum` of those of a `Split`. That of
-        `Linear` dynamics has an attribute `operator`, which returns these.
+        not have the structure, shapes and dtypes of the state; `Sum` of those of a `Split`. It takes
+        other arguments, too. That of `Linear` dynamics has an attribute `operator`, which returns
+        these.
     """
     if isinstance(dynamics(), Split):
 
@@ -42,7 +43,7 @@ def as_function(dynamics, like, args, autonomous):
     time_dtype = likes[0].dtype.real_dtype
     state = _platform.CallState()
 
-    def function(t, ys):
+    def function(t, ys, args=args):
         # The solver may hold the state in a more precise dtype.
         given = [tf.cast(y, x.dtype) for y, x in zip(ys, likes)]
         y = tf.nest.pack_sequence_as(like, given)
@@ -65,8 +66,8 @@ class Sum:
     def __init__(self, parts):
         self.parts = parts
 
-    def __call__(self, t, ys):
-        implicit, explicit = (part(t, ys) for part in self.parts)
+    def __call__(self, t, ys, *args):
+        implicit, explicit = (part(t, ys, *args) for part in self.parts)
         return add(implicit, explicit)
 
 

@@ -326,6 +326,16 @@ class Caller:
         """Told of an eager tensor whose value Python asked for, and the value."""
 
 
+def refuse_forward_mode(tensors):
+    """Refuses tangents of a forward accumulator, which TensorFlow can't lead through a loop."""
+    if _platform.has_tangents(tensors):
+        raise ValueError(
+            "`tf.autodiff.ForwardAccumulator` can't see through a solve inside of a `tf.function`; "
+            "use `tfsymadj.jvp`, which computes the same derivative. "
+            "Received: tangents of what the solve depends on"
+        )
+
+
 class _Inputs:
     """What the dynamics read, brought into the graph of the solve as tensors.
 
@@ -367,6 +377,7 @@ class _Inputs:
             with self._graph.as_default(), _platform.recording(not self._paused):
                 # TensorFlow looks for variables behind the outputs by itself.
                 value = tf.stop_gradient(x) if constant else tf.identity(x)
+            refuse_forward_mode([value])
             self._brought[key] = x, value
         return self._brought[key][1]
 

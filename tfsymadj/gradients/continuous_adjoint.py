@@ -76,6 +76,11 @@ class ContinuousAdjoint(Recomputing):
         """`(method, controller)` of the backward solve."""
         method = problem.method if self.method is None else get_method(self.method)
         method = method.without_interpolant()
+        if method.splits:
+            raise ValueError(
+                "`ContinuousAdjoint` needs `method`, a Runge-Kutta method, where the solve's own "
+                f"moves halves of a state. Received: the method {method.name!r} and {self!r}"
+            )
         if method.iterates:
             raise ValueError(
                 "`ContinuousAdjoint` needs `method`, an explicit one, where the solve's own is "
@@ -161,6 +166,7 @@ class ContinuousAdjoint(Recomputing):
                     max_steps=steps if known else problem.max_steps,
                     known_length=known,
                     first_step=None,
+                    measured=None,
                 )
             )
             end = system.split([x[1] for x in part.ys])

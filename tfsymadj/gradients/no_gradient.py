@@ -42,22 +42,25 @@ class NoGradient(Gradient):
         for part in others:
             part = dataclasses.replace(part, ys=[y[-1] for y in outcome.ys])
             outcome = _joined(outcome, integrate(part))
-        outcome = outcome.with_states(_without_gradient(outcome.states))
-        return outcome._replace(time=tf.cast(outcome.time, tf.float64))
-
-
-def _without_gradient(ys):
-    def backward(cotangents):
-        # Not an exception, nor `tf.raw_ops.PreventGradient`: a SavedModel holds this function, and
-        # other runtimes don't know that operation.
         message = (
             "This solve was made without a gradient, by `NoGradient` or inside of `no_gradient()`. "
             "Choose another `gradient`, or make the function outside of the context."
         )
-        with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
-            return [g * tf.cast(float("nan"), g.dtype) for g in cotangents]
+        states = without_gradient(outcome.states, outcome.states, message)
+        outcome = outcome.with_states(states)
+        return outcome._replace(time=tf.cast(outcome.time, tf.float64))
 
-    return _platform.with_gradient([tf.identity(y) for y in ys], ys, backward)
+
+def without_gradient(ys, inputs, message):
+    """Tensors whose gradient for the inputs raises an error with this message; NaN under XLA."""
+
+    def backward(_):
+        # Not an exception, nor `tf.raw_ops.PreventGradient`: a SavedModel holds this function, and
+        # other runtimes don't know that operation.
+        with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
+            return [tf.fill(tf.shape(x), tf.cast(float("nan"), x.dtype)) for x in inputs]
+
+    return _platform.with_gradient([tf.identity(y) for y in ys], inputs, backward)
 
 
 def _parts(problem):

@@ -230,7 +230,8 @@ class SecondOrderDynamics(keras.Layer):
         acceleration: layer or callable from `(batch, 2 n)`, q and v side by side, to `(batch, n)`.
 
     Call arguments:
-        y: `(batch, 2 n)`.
+        y: `(batch, 2 n)`, or a pair of tensors `(q, v)`, each `(batch, n)`: with one, and an
+            acceleration that depends on q alone, `stormer_verlet` and `yoshida4` can be taken.
 
     Output shape:
         That of `y`.
@@ -258,11 +259,18 @@ class SecondOrderDynamics(keras.Layer):
         return [self.acceleration] if isinstance(self.acceleration, keras.Layer) else []
 
     def build(self, y_shape):
+        if y_shape and isinstance(y_shape[0], (tuple, list)):
+            (batch, n), _ = y_shape
+            y_shape = (batch, 2 * n)
         if y_shape[-1] % 2:
             raise ValueError(f"`y` must hold q and v, of equal sizes. Received: shape {y_shape}")
         calling.build_layer(self.acceleration, keras.KerasTensor(y_shape, self.compute_dtype))
 
     def call(self, y: tf.Tensor) -> tf.Tensor:
+        if isinstance(y, (tuple, list)):
+            q, velocity = y
+            found = tf.cast(self.acceleration(tf.concat([q, velocity], -1)), velocity.dtype)
+            return type(y)([velocity, found])
         velocity = y[..., y.shape[-1] // 2 :]
         return tf.concat([velocity, tf.cast(self.acceleration(y), y.dtype)], -1)
 
@@ -270,7 +278,7 @@ class SecondOrderDynamics(keras.Layer):
         return y_shape
 
     def compute_output_spec(self, y):
-        return keras.KerasTensor(y.shape, self.compute_dtype)
+        return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, self.compute_dtype), y)
 
     def get_config(self):
         acceleration = keras.saving.serialize_keras_object(self.acceleration)

@@ -56,6 +56,7 @@ class _Trial(NamedTuple):
     """A step that was tried, and what it would lead to."""
 
     proposal: Any
+    start: list  # the state that the step begins with
     step: Any
     ys: list
     lows: list
@@ -85,7 +86,8 @@ class Loop:
         self._intervals = problem.intervals
         # Else it is a matter of the attempts.
         self._counts = problem.method.evaluations is None or problem.switches is not None
-        self._outputs = problem.outputs(problem.with_time and recording is not None)
+        with_rates = problem.with_time and recording is not None
+        self._outputs = problem.outputs(with_rates or problem.clock is not None)
         self._lookout = None
         if problem.watch is not None:
             self._lookout = Lookout(problem.watch, problem.stops, problem.method)
@@ -200,6 +202,7 @@ class Loop:
                 problem.stops,
                 problem.ys,
                 slopes,
+                problem.measured,
             )
             evaluations += 1
         elif self._adaptive:
@@ -269,9 +272,12 @@ class Loop:
             step = tf.where(running, proposal.step, tf.zeros_like(proposal.step))
             proposal = proposal._replace(step=step)
         dynamics = self._intervals.of(problem.dynamics, c.interval)
-        step = problem.method.step(dynamics, c.t, proposal.step, c.ys, c.first or None)
-        ys, lows = compensated_sum(c.ys, add(c.lows, step.increments))
-        return _Trial(proposal, step, ys, lows, extended=step)
+        start, first = c.ys, c.first
+        if problem.clock is not None:
+            start, first = problem.clock.set(start, first, c.interval, proposal)
+        step = problem.method.step(dynamics, c.t, proposal.step, start, first or None)
+        ys, lows = compensated_sum(start, add(c.lows, step.increments))
+        return _Trial(proposal, start, step, ys, lows, extended=step)
 
     def _judge(self, c, trial):
         proposal, step, fine = trial.proposal, trial.step, finite(trial.ys, self._lanes)
@@ -288,7 +294,8 @@ class Loop:
 
     def _judge_error(self, c, trial, fine):
         controller, proposal = self._problem.controller, trial.proposal
-        norm = tf.stop_gradient(controller.error_norm(trial.step.errors, c.ys, trial.ys))
+        measured = [x[: self._problem.measured] for x in (trial.step.errors, c.ys, trial.ys)]
+        norm = tf.stop_gradient(controller.error_norm(*measured))
         if norm.shape.rank != self._lanes:
             raise ValueError(
                 "`controller` must have an `error_norm` that returns one number for each example "
@@ -318,7 +325,7 @@ class Loop:
         if self._lookout is not None:
             wanted = verdict.accepted
         of_any = tf.reduce_any(wanted) if self._lanes else wanted
-        step = problem.method.extended(dynamics, c.t, h, c.ys, trial.step, of_any)
+        step = problem.method.extended(dynamics, c.t, h, trial.start, trial.step, of_any)
         fine = finite(tf.nest.flatten(step.slopes[len(trial.step.slopes) :]), self._lanes)
         if self._lanes:
             fine = tf.logical_or(fine, tf.logical_not(wanted))
@@ -343,7 +350,7 @@ class Loop:
         return verdict, [seen]
 
     def _advance(self, c, trial, verdict, kept, seen, running):
-        proposal, step, ys, lows, extended = trial
+        proposal, start, step, ys, lows, extended = trial
         accepted, control, status = verdict
         if tf.get_static_value(accepted):  # nothing is ever rejected
             problem = self._problem
@@ -388,7 +395,7 @@ class Loop:
             outputs=self._outputs.write(
                 c.outputs,
                 Taken(
-                    accepted, c.accepted, c.interval, c.t, c.ys, proposal, extended.slopes, t, ys
+                    accepted, c.accepted, c.interval, c.t, start, proposal, extended.slopes, t, ys
                 ),
             ),
             grid=[self._grid.write(rows, c.accepted, c.t, c.interval, proposal) for rows in c.grid],
@@ -433,6 +440,8 @@ class Loop:
         counted = c.evaluations[0] if self._counts else c.attempts * problem.method.evaluations
         last = Reached(short, c.reached, c.accepted, c.ys, c.t, c.time)
         outputs, rates, times = self._outputs.read(c.outputs, problem.ys, last)
+        if problem.clock is not None:
+            outputs = problem.clock.of_outputs(outputs, rates)
         kept = None
         if self._recording is not None:
             kept = self._record(c, status, rates)

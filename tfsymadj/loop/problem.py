@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfsymadj.checkpoints.store import Kept
 from tfsymadj.dynamics.closing import ClosedDynamics
+from tfsymadj.loop.clock import Clock
 from tfsymadj.loop.dense import DenseOutputs
 from tfsymadj.loop.grid import Rest
 from tfsymadj.loop.intervals import Intervals, Switches
@@ -52,6 +53,9 @@ class Problem:
         last: with lanes, of which the last of `output_times` may be equal, the index of the first
             one that is as late as the last, int32 vector; None: the last one.
         queue: `Queue` of examples that have no lane each; None: they have.
+        measured: how many tensors of the state, the first ones, the error is measured of; None:
+            all of them.
+        clock: how the times move, where the last tensor of the state says so; None: they don't.
     """
 
     dynamics: ClosedDynamics
@@ -75,6 +79,8 @@ class Problem:
     lanes: int = 0
     last: Any = None
     queue: Any = None
+    measured: int | None = None
+    clock: Clock | None = None
 
     @property
     def last_stop(self) -> Any:

@@ -6,6 +6,7 @@ from tfsymadj.methods.implicit import ImplicitRungeKutta
 from tfsymadj.methods.method import Method
 from tfsymadj.methods.newton import Newton
 from tfsymadj.methods.runge_kutta import ExplicitRungeKutta
+from tfsymadj.methods.splitting import SPLITTINGS, Splitting, compose
 from tfsymadj.methods.tableaus import ButcherTableau
 from tfsymadj.methods.tables import METHODS
 
@@ -16,12 +17,15 @@ __all__ = [
     "ImplicitRungeKutta",
     "Method",
     "Newton",
+    "SPLITTINGS",
+    "Splitting",
+    "compose",
     "get_method",
 ]
 
 
 def get_method(method: str | ButcherTableau | Method) -> Method:
-    """The `Method` of a name in `METHODS`, of a `ButcherTableau`, or of a `Method` itself.
+    """The `Method` of a name in `METHODS` or `SPLITTINGS`, of a `ButcherTableau`, or of a `Method`.
 
     Raises:
         TypeError: if `method` is none of these.
@@ -42,8 +46,10 @@ def get_method(method: str | ButcherTableau | Method) -> Method:
             f"`method` must be a name or a `ButcherTableau`. Received: {method!r} "
             f"(of type {type(method).__name__})"
         )
+    if method in SPLITTINGS:
+        return SPLITTINGS[method]
     if method not in METHODS:
-        names = ", ".join(METHODS)
+        names = ", ".join([*METHODS, *SPLITTINGS])
         raise ValueError(f"`method` must be one of {names}. Received: {method!r}")
     return _of_tableau(METHODS[method])
 

@@ -75,6 +75,7 @@ class Method:
             last slope is one of the step's own in the adjoint.
         iterates: whether a step solves equations, so that to take it again costs more than to keep
             its stage values.
+        splits: whether the state has to be a pair, of which one half is moved at a time.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Method:
     dense_order: int | None = None
     extends: bool = False
     iterates: bool = False
+    splits: bool = False
 
     @property
     def adaptive(self) -> bool:

@@ -8,7 +8,13 @@ from tfsymadj.steps.controller import Controller
 
 
 def automatic_first_step(
-    dynamics: Dynamics, controller: Controller, order: int, ts: tf.Tensor, ys: list, slopes: list
+    dynamics: Dynamics,
+    controller: Controller,
+    order: int,
+    ts: tf.Tensor,
+    ys: list,
+    slopes: list,
+    measured: int | None = None,
 ) -> tf.Tensor:
     """The size of the first step, after Hairer, Norsett and Wanner, Solving ODEs I, section II.4.
 
@@ -21,6 +27,7 @@ def automatic_first_step(
         ts: float64 tensor of the times.
         ys: the initial state.
         slopes: the dynamics at `(ts[0], ys)`.
+        measured: how many tensors of the state, the first ones, count; None: all.
 
     Returns:
         Positive float64 scalar, or one for each lane.
@@ -31,7 +38,8 @@ def automatic_first_step(
 
     def norm(xs):
         # Squares overflow where a tolerance is far below an entry.
-        return tf.minimum(controller.scaled_norm(xs, magnitudes), 1e100)
+        norm = controller.scaled_norm(xs[:measured], magnitudes[:measured])
+        return tf.minimum(norm, 1e100)
 
     size, slope = norm(ys), norm(slopes)
     small = tf.logical_or(size < 1e-5, slope < 1e-5)
