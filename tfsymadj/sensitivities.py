@@ -89,6 +89,12 @@ def jvp(
     state = arguments.as_state(y0)
     arrays = arguments.as_args(args, tf.nest.flatten(state)[0].dtype)
     times, _ = arguments.as_times(t, chosen.batch_axis)
+    directions = _direction(state, arrays, times, tangents)
+    return _solved(dynamics, y0, t, args, chosen, directions)
+
+
+def _direction(state, arrays, times, tangents):
+    """The `Directions` of one direction, a dict, for the arguments as tensors."""
     ys = _tangents_of("y0", tf.nest.flatten(state), _flat("y0", state, tangents.get("y0")))
     given = _flat("args", arrays, _as_tuple(tangents.get("args")))
     found = _tangents_of("args", tf.nest.flatten(arrays), given)
@@ -96,7 +102,7 @@ def jvp(
     pairs = [(_variable(v), d) for v, d in tangents.get("variables") or ()]
     variables = [v for v, _ in pairs]
     moving = _tangents_of("t", [times], [tangents.get("t")])
-    directions = Directions(
+    return Directions(
         Along(positions, several=False),
         Tangents(
             [tf.zeros_like(y) if v is None else v for v, y in zip(ys, tf.nest.flatten(state))],
@@ -106,7 +112,6 @@ def jvp(
         ),
         variables,
     )
-    return _solved(dynamics, y0, t, args, chosen, directions)
 
 
 class Sensitivities(NamedTuple):
@@ -307,7 +312,7 @@ def _solved(dynamics, y0, t, args, options, directions):
         )
     if isinstance(dynamics, Split) and get_method(options.method).iterates:
         raise ValueError(
-            "`dynamics` must not be a `Split` for `jvp` and `sensitivities` with an implicit method. "
+            "`dynamics` can't be a `Split` for `jvp` and `sensitivities` with an implicit method. "
             f"Received: {dynamics!r}"
         )
     if directions.tangents.times:

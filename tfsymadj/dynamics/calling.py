@@ -28,9 +28,9 @@ def as_function(dynamics, like, args, autonomous):
 
     Returns:
         A function that raises ValueError or TypeError, naming `dynamics`, where the result does
-        not have the structure, shapes and dtypes of the state; `Sum` of those of a `Split`. It takes
-        other arguments, too. That of `Linear` dynamics has an attribute `operator`, which returns
-        these.
+        not have the structure, shapes and dtypes of the state; `Sum` of those of a `Split`. It
+        takes other arguments, too. That of `Linear` dynamics has an attribute `operator`, which
+        returns these.
     """
     if isinstance(dynamics(), Split):
 
