@@ -438,7 +438,8 @@ def _solve_eagerly(dynamics, functions, inputs, solver, way):
             **inputs,
         )
 
-    return compiled.solve(function, dynamics, functions, inputs, (*solver.key, way, steps))
+    key = (*solver.key, way, steps, unwatched)
+    return compiled.solve(function, dynamics, functions, inputs, key)
 
 
 @functools.lru_cache(maxsize=256)
