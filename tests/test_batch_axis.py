@@ -148,7 +148,8 @@ def test_rows_of_times_go_their_own_ways(options):
         assert solution.stats.num_accepted[b] == one.stats.num_accepted
 
 
-@pytest.mark.parametrize("mode", ["xla", slow("eager")])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["xla", "eager"])
 def test_modes_agree(mode):
     rates = tf.constant(RATES, tf.float64)
     _, expected = solve(start(), OWN, rates, batch_axis=0, gradient="backprop", **ADAPTIVE)
@@ -255,10 +256,10 @@ def test_jumps_of_each_example(options, outputs):
 @pytest.mark.parametrize(
     "mode, options",
     [
-        ("graph", ADAPTIVE),
+        slow("graph", ADAPTIVE),
         slow("xla", ADAPTIVE),
         slow("graph", dict(outputs="step", gradient=SymplecticAdjoint(11), **ADAPTIVE)),
-        slow("graph", dict(method="rk4", num_steps=9)),
+        ("graph", dict(method="rk4", num_steps=9)),
         slow("graph", dict(method="dop853", **ADAPTIVE)),
     ],
 )

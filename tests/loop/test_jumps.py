@@ -77,7 +77,7 @@ def test_gradients_are_those_of_back_propagation(gradient, options):
     )
 
 
-@pytest.mark.parametrize("gradient", ["symplectic_adjoint", "backprop"])
+@pytest.mark.parametrize("gradient", ["symplectic_adjoint", slow("backprop")])
 @pytest.mark.parametrize("options", WAYS)
 def test_a_jump_at_the_start_has_no_derivative(gradient, options):
     """As an earlier one: what it switches off has never been on."""

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfsymadj import _platform
+from tfsymadj._platform import reads
 
 
 @pytest.fixture
@@ -172,3 +173,11 @@ def test_storages():
     assert inside == keys[:1]
     assert _platform.is_variable(a)
     assert not _platform.is_variable(tf.constant(1.0))
+
+
+def test_where_functions_run_eagerly():
+    tf.config.run_functions_eagerly(True)
+    try:
+        assert reads._self_test() is None
+    finally:
+        tf.config.run_functions_eagerly(False)

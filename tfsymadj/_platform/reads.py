@@ -380,7 +380,9 @@ def _self_test():
                 inside = inner.gradient(y, variable)
         return y, inside, outer.gradient(y, [two, five])
 
-    function = tf.function(compute, autograph=False)
+    # A concrete one is a graph also where functions run eagerly.
+    number = tf.TensorSpec([], tf.float32)
+    function = tf.function(compute, autograph=False).get_concrete_function(number, number)
     results = tf.nest.flatten(function(tf.constant(2.0), tf.constant(5.0)))
     results = [float(x) for x in results]
     expected = [50.0, 25.0, 25.0, 20.0]
