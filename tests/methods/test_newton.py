@@ -10,6 +10,7 @@ from helpers.modes import MODES, run
 import tfsymadj
 from tfsymadj import Newton
 from tfsymadj.methods.linear import inverse_of
+from tfsymadj.methods.newton import converge
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,21 @@ def test_inverse(mode):
         regular = [0, 1, 2] if n == 1 else [0, 2]
         np.testing.assert_allclose(found[regular], np.linalg.inv(matrices[regular]), rtol=1e-11)
         assert n == 1 or not np.all(np.isfinite(found[1]))
+
+
+def test_updates_that_are_rounding():
+    # They go up and down, so that many an iteration never sees them get no smaller.
+    def residual(x):
+        return 1e-13 * x * tf.sin(1e20 * x)
+
+    x = tf.constant(np.random.default_rng(0).uniform(1.0, 2.0, (500, 3)))
+    x = tf.concat([x[:, :1], 1e-6 * x[:, 1:]], 1) * [[1e-4, 1.0, 1.0]]
+    kept, newton = tf.eye(3, batch_shape=[500], dtype=tf.float64), Newton()
+
+    @tf.function
+    def found(linear):
+        return converge(
+            residual, x, kept, lambda kept, x, r: r, lambda x: kept, tf.abs, newton, (0, 0), linear
+        ).converged
+
+    assert np.all(found(True)) and not np.all(found(False))

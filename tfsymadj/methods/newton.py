@@ -294,7 +294,7 @@ class _Iteration(NamedTuple):
     renewed: tf.Tensor  # how often
 
 
-def converge(residual, x, kept, times, renew, magnitude, newton, costs):
+def converge(residual, x, kept, times, renew, magnitude, newton, costs, linear=False):
     """x <- x + M residual(x), until that changes nothing but the rounding.
 
     Args:
@@ -307,6 +307,8 @@ def converge(residual, x, kept, times, renew, magnitude, newton, costs):
         magnitude: callable, from vectors to the magnitudes that an update is compared with.
         newton: `Newton`.
         costs: the evaluations of a residual, and of a new M.
+        linear: whether the equations are linear: then it is enough if the last update was rounding,
+            though the iteration, which rounding drives up and down, has not found it to be.
 
     Returns:
         `Solved`.
@@ -315,14 +317,18 @@ def converge(residual, x, kept, times, renew, magnitude, newton, costs):
     tiny = float(np.finfo(x.dtype.as_numpy_dtype).tiny) ** 0.5
     enough = 2.0 * eps if newton.tolerance is None else max(newton.tolerance, 2.0 * eps)
 
+    def relative(update, x):
+        """The size of an update, relative to each entry and to the largest one."""
+        scale, change = magnitude(x), tf.abs(update)
+        largest = tf.reduce_max(scale, 1) + tiny
+        size = tf.reduce_max(change / (scale + (eps * eps) * largest[:, tf.newaxis]), 1)
+        return size, tf.reduce_max(change, 1) / largest
+
     def body(c):
         update = times(c.kept, c.x, residual(c.x))
         fine = tf.reduce_all(tf.math.is_finite(update), 1)
         update = tf.where(fine[:, tf.newaxis], update, tf.zeros_like(update))
-        scale, change = magnitude(c.x), tf.abs(update)
-        largest = tf.reduce_max(scale, 1) + tiny
-        size = tf.reduce_max(change / (scale + (eps * eps) * largest[:, tf.newaxis]), 1)
-        overall = tf.reduce_max(change, 1) / largest
+        size, overall = relative(update, c.x)
         later = c.count > 0
         rate = tf.where(later, size / (c.size + tiny), tf.ones_like(size))
         slow = tf.logical_and(later, tf.logical_and(rate > _SLOW, c.rate > _SLOW))
@@ -370,7 +376,12 @@ def converge(residual, x, kept, times, renew, magnitude, newton, costs):
         maximum_iterations=newton.max_iterations,
         name="newton",
     )
-    return Solved(c.x, c.kept, c.settled, c.count * costs[0] + c.renewed * costs[1])
+    settled = c.settled
+    if linear:
+        size, overall = relative(c.last, c.x)
+        near = tf.logical_and(size <= eps**0.5, overall <= 128.0 * eps)
+        settled = tf.logical_or(settled, tf.logical_and(near, tf.logical_not(c.failed)))
+    return Solved(c.x, c.kept, settled, c.count * costs[0] + c.renewed * costs[1])
 
 
 def _renewed(renew, slow, x, kept):
@@ -517,7 +528,7 @@ def solve_transposed(system, newton, block, h, states, cotangents, kept, others=
 
     renew = renew if inverse.renews else None
     costs = (count, count * system.size)
-    found = converge(residual, start, kept, times, renew, tf.abs, newton, costs)
+    found = converge(residual, start, kept, times, renew, tf.abs, newton, costs, linear=True)
     # Not as a constant: see `failures.nan_where`.
     lost = tf.sqrt(tf.cast(tf.where(found.converged, 0.0, -1.0), start.dtype))
     return found._replace(x=found.x + lost[:, tf.newaxis])
