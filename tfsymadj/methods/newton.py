@@ -34,6 +34,9 @@ _SLOW = 0.2
 #: And so much, with the best matrix, that there is nothing left but rounding.
 _STAGNANT = 0.5
 
+#: So many times the rounding of the largest entry may be rounding.
+_NEAR = 128.0
+
 
 class Newton(Configured):
     """How the equations of an implicit method's stages are solved.
@@ -317,18 +320,11 @@ def converge(residual, x, kept, times, renew, magnitude, newton, costs, linear=F
     tiny = float(np.finfo(x.dtype.as_numpy_dtype).tiny) ** 0.5
     enough = 2.0 * eps if newton.tolerance is None else max(newton.tolerance, 2.0 * eps)
 
-    def relative(update, x):
-        """The size of an update, relative to each entry and to the largest one."""
-        scale, change = magnitude(x), tf.abs(update)
-        largest = tf.reduce_max(scale, 1) + tiny
-        size = tf.reduce_max(change / (scale + (eps * eps) * largest[:, tf.newaxis]), 1)
-        return size, tf.reduce_max(change, 1) / largest
-
     def body(c):
         update = times(c.kept, c.x, residual(c.x))
         fine = tf.reduce_all(tf.math.is_finite(update), 1)
         update = tf.where(fine[:, tf.newaxis], update, tf.zeros_like(update))
-        size, overall = relative(update, c.x)
+        size, overall = _relative(update, magnitude(c.x), eps, tiny)
         later = c.count > 0
         rate = tf.where(later, size / (c.size + tiny), tf.ones_like(size))
         slow = tf.logical_and(later, tf.logical_and(rate > _SLOW, c.rate > _SLOW))
@@ -378,10 +374,16 @@ def converge(residual, x, kept, times, renew, magnitude, newton, costs, linear=F
     )
     settled = c.settled
     if linear:
-        size, overall = relative(c.last, c.x)
-        near = tf.logical_and(size <= eps**0.5, overall <= 128.0 * eps)
-        settled = tf.logical_or(settled, tf.logical_and(near, tf.logical_not(c.failed)))
+        size, overall = _relative(c.last, magnitude(c.x), eps, tiny)
+        settled |= (size <= eps**0.5) & (overall <= _NEAR * eps) & ~c.failed
     return Solved(c.x, c.kept, settled, c.count * costs[0] + c.renewed * costs[1])
+
+
+def _relative(update, scale, eps, tiny):
+    """The size of an update, relative to each of the magnitudes `scale` and to the largest one."""
+    change, largest = tf.abs(update), tf.reduce_max(scale, 1) + tiny
+    size = tf.reduce_max(change / (scale + (eps * eps) * largest[:, tf.newaxis]), 1)
+    return size, tf.reduce_max(change, 1) / largest
 
 
 def _renewed(renew, slow, x, kept):
@@ -408,7 +410,7 @@ def _is_rounding(size, overall, rate, fresh, eps):
         fresh: whether the inverse is that of this very point.
         eps: of the dtype.
     """
-    near = tf.logical_or(size <= eps**0.5, overall <= 128.0 * eps)
+    near = tf.logical_or(size <= eps**0.5, overall <= _NEAR * eps)
     stagnant = tf.logical_and(tf.logical_and(fresh, rate >= _STAGNANT), near)
     return tf.logical_or(stagnant, tf.logical_and(rate > _SLOW, size <= 32.0 * eps))
 
