@@ -55,7 +55,8 @@ class Queued(Gradient):
         again = outcome.stats.num_evaluations
         if not isinstance(self._gradient, Recomputing):
             return again
-        recording = self._gradient.recording(taken(problem, tf.range(problem.queue.width) * 0))
+        some = taken(problem, tf.zeros([problem.queue.width], tf.int32))
+        recording = self._gradient.recording(some)
         return again + self._gradient.backward_evaluations(problem, recording, outcome)
 
     def _backward(self, problem, outcome, cotangents):

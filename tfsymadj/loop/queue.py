@@ -78,6 +78,10 @@ def integrate_queue(problem: Problem) -> Outcome:
     return outcome._replace(time=tf.stop_gradient(outcome.time))
 
 
+#: Those of `Stats` that each example has of its own.
+_COUNTS = ("num_steps", "num_accepted", "num_rejected", "num_evaluations")
+
+
 class _Lanes(NamedTuple):
     """The variables of the loop around the loop.
 
@@ -85,16 +89,22 @@ class _Lanes(NamedTuple):
         examples: int32, of each lane; their number where there is none.
         following: the next one to be taken.
         carry: the loop's.
-        results: the `Outcome` so far, the examples first, and one more that is none.
+        results: of `_examples_first`, so far, with a row for one more example that is none.
     """
 
     examples: tf.Tensor
     following: tf.Tensor
     carry: Any
-    results: Outcome
+    results: tuple
 
 
 class _Refilled:
+    """The loop around the loop.
+
+    Args:
+        problem: with a `Queue`.
+    """
+
     def __init__(self, problem):
         self._problem, self._width = problem, problem.queue.width
         self._count = num_examples(problem)
@@ -166,24 +176,22 @@ class _Refilled:
 
 def _examples_first(outcome):
     """What is of each example in an outcome, the outputs' first two axes exchanged."""
-    stats = outcome.stats
     return (
         [_exchanged(y) for y in outcome.ys],
         outcome.status,
         outcome.time,
-        [stats.num_steps, stats.num_accepted, stats.num_rejected, stats.num_evaluations],
+        [getattr(outcome.stats, count) for count in _COUNTS],
     )
 
 
 def _examples_last(found, like):
+    """The `Outcome` of what `_examples_first` returns; `like` has the rest of its numbers."""
     ys, status, time, counts = found
     return Outcome(
         ys=[_exchanged(y) for y in ys],
         status=status,
         time=time,
-        stats=like.stats._replace(
-            **dict(zip(("num_steps", "num_accepted", "num_rejected", "num_evaluations"), counts))
-        ),
+        stats=like.stats._replace(**dict(zip(_COUNTS, counts))),
     )
 
 
