@@ -26,6 +26,15 @@ def style(color, marker, line="-", filled=True):
 CASES = [
     Case("tfsymadj, auto, XLA", "tensorflow", "auto-xla", style("#0072B2", "o")),
     Case("tfsymadj, auto, graph", "tensorflow", "auto-graph", style("#0072B2", "o", "-", False)),
+    Case(
+        "tfsymadj, auto, XLA, no loss", "tensorflow", "auto-xla-given", style("#999999", "o", ":")
+    ),
+    Case(
+        "tfsymadj, auto, graph, no loss",
+        "tensorflow",
+        "auto-graph-given",
+        style("#999999", "o", ":", False),
+    ),
     Case("tfsymadj, step, XLA", "tensorflow", "step-xla", style("#56B4E9", "s", "--")),
     Case("tfsymadj, step, graph", "tensorflow", "step-graph", style("#56B4E9", "s", "--", False)),
     Case("diffrax", "jax", "default", style("#D55E00", "^")),
@@ -43,7 +52,7 @@ def plot(found, cases, counts, caption, path):
     plt = common.pyplot()
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     ends = {}
-    for case in cases:
+    for case in (x for x in cases if not x.method.endswith("given")):
         ms = [1e3 * statistics.median(found[case.name, LATENT, n]["seconds"]) for n in counts]
         axis.loglog(counts, ms, linewidth=1.8, markersize=6, **case.style)
         ends[case] = ms[-1]

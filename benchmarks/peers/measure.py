@@ -93,7 +93,8 @@ def serve(build, facts, version):
 
     Args:
         build: callable that takes a `Series`, a method and a number of outputs and returns the
-            function to measure, which returns the loss and anything else, all computed.
+            function to measure, which returns the loss, or a callable for it, and anything else,
+            all computed.
         facts: callable that takes the same and what else the function returned, and returns more
             entries for the line. Called after all is measured.
         version: of the package and of what it runs on.
@@ -113,7 +114,8 @@ def serve(build, facts, version):
             start = time.perf_counter()
             loss, rest = functions[case]()
             times.append(time.perf_counter() - start)
-        row = dict(seconds=times, first=first, loss=float(loss), version=version)
+        loss = float(loss() if callable(loss) else loss)
+        row = dict(seconds=times, first=first, loss=loss, version=version)
         if request.get("memory"):
             row["peak"] = growth(functions[case])
         row.update(facts(*case, rest))

@@ -210,6 +210,13 @@ def _beside(mask, rank):
     return tf.reshape(mask, [-1, *[1] * rank])
 
 
+def _full_blocks(count, block):
+    """A block's size, somewhat smaller where `count` outputs then fill all blocks: no part of them
+    has to be cut off, which is a copy.
+    """
+    return next((b for b in range(block, block // 2, -1) if count % b == 0), block)
+
+
 class InterpolatedOutputs:
     """The states at given times, by the method's continuous extension; stops are first and last.
 
@@ -232,7 +239,8 @@ class InterpolatedOutputs:
         largest = max((y.shape.num_elements() or _BLOCK_NUMBERS // 8) for y in ys)
         self._static = self._count if isinstance(self._count, int) else None
         block = max(_BLOCK, (self._static or 0) // _BLOCKS)
-        self._block = max(1, min(block, _BLOCK_NUMBERS // max(largest, 1)))
+        block = max(1, min(block, _BLOCK_NUMBERS // max(largest, 1)))
+        self._block = _full_blocks(self._static or 0, block)
         self._num_blocks = -(-self._count // self._block)
         # A step visits each block at most once, and the last one of the step before again.
         self._bound = None if self._static is None else self._num_blocks + 1
