@@ -7,6 +7,7 @@ Data: the 1,797 digits of 8 x 8 pixels that come with scikit-learn.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import statistics
@@ -18,18 +19,36 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Without it TensorFlow does not count tensors below 256 KiB on a CPU.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 
-import keras
 import matplotlib
 import numpy as np
-import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-import tfsymadj
-from tfsymadj.layers import ConcatTime
-
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+
+@contextlib.contextmanager
+def no_start_up_lines():
+    """Drops what TensorFlow writes to standard error before it reads how much it should."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+with no_start_up_lines():
+    import keras
+    import tensorflow as tf
+
+    import tfsymadj
+    from tfsymadj.layers import ConcatTime
+
+    tf.config.list_logical_devices()  # which writes some more
 
 tf.get_logger().setLevel("ERROR")
 DEVICE = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
@@ -201,7 +220,10 @@ def check_export(model, images, output):
     paths = [str(output / name) for name in ("digits_model", "images.npy", "predictions.npy")]
     model.export(paths[0], verbose=False)
     np.save(paths[1], images)
-    subprocess.run([sys.executable, "-c", READ_EXPORTED, *paths], check=True)
+    command = [sys.executable, "-c", READ_EXPORTED, *paths]
+    read = subprocess.run(command, capture_output=True, text=True)
+    if read.returncode:
+        sys.exit(read.stderr)
     expected = model.predict(images, batch_size=len(images), verbose=0)
     return float(np.max(np.abs(np.load(paths[2]) - expected)))
 
