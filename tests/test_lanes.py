@@ -187,3 +187,21 @@ def test_layer_that_learns():
 def test_refused(options):
     with pytest.raises(ValueError, match="`lanes` must be a positive int.*Received"):
         tfsymadj.solve(lambda t, y: -y, tf.ones([2, 1]), [0.0, 1.0], **options)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
+def test_what_examples_share_is_not_cut_up(mode, width):
+    shared, y0 = tf.constant([0.1, 0.2, 0.3, 0.4], tf.float64), tf.ones([4, 2], tf.float64)
+
+    def solve(shape):
+        return tfsymadj.solve(
+            lambda t, y, c: -y * tf.reduce_sum(c), y0, [0.0, 1.0],
+            args=(tf.reshape(shared, shape),), lanes=width, on_failure="status", **OPTIONS,
+        )  # fmt: skip
+
+    found = run(lambda: solve([4]), mode)
+    assert np.all(found.status == tfsymadj.Status.EXAMPLES_MIXED) and np.all(np.isnan(found.y))
+    found = run(lambda: solve([1, 4]), mode)
+    assert np.all(found.status == tfsymadj.Status.SUCCESS)
+    np.testing.assert_allclose(found.y[-1], np.full([4, 2], np.exp(-1.0)), rtol=1e-4)

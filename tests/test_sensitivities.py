@@ -386,6 +386,7 @@ def test_moving_times_have_no_second_derivatives():
         (dict(dense=True), "`dense` can't be given"),
         (dict(batch_axis=0, lanes=2), "`lanes` can't be given"),
         (dict(tangents={"t": [0.0, 1.0]}, jumps=[0.5]), "`jumps` can't be given"),
+        (dict(tangents={"args": (1.0,)}, jumps=[tf.constant(0.5)]), "`jumps` must be numbers"),
         (dict(num_step=3), "did you mean `num_steps`"),
     ],
 )

@@ -158,6 +158,20 @@ def as_jumps(jumps, with_time, batch_axis=None):
     return vector, with_time or differentiable
 
 
+def may_depend(times):
+    """Whether times, or a list of them, may depend on what a derivative is wanted for: tensors do,
+    but for constants of a graph and what `tf.stop_gradient` returns there.
+    """
+
+    def free(x):
+        symbolic = tf.is_tensor(x) and not hasattr(x, "numpy")
+        return symbolic and x.op.type in ("Const", "StopGradient")
+
+    leaves = tf.nest.flatten(times)
+    held = [x for x in leaves if tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))]
+    return not all(free(x) for x in held)
+
+
 def time_dtype(state):
     """The dtype in which the dynamics get the time."""
     return tf.nest.flatten(state)[0].dtype.real_dtype

@@ -117,6 +117,11 @@ def compensated_sum(totals, lows):
     return tf.nest.pack_sequence_as(totals, sums), tf.nest.pack_sequence_as(lows, rests)
 
 
+def in_double(x):
+    """A tensor in double precision."""
+    return tf.cast(x, tf.complex128 if x.dtype.is_complex else tf.float64)
+
+
 def inner(xs, ys, lanes=0):
     """Re sum conj(x) y over all tensors, float64.
 

@@ -349,7 +349,8 @@ def filled(ts: tf.Tensor, xs: tf.Tensor) -> tf.Tensor:
     """A series with its missing values as `linear` has them.
 
     Args:
-        ts: float64 `(n,)` or `(batch, n)`, increasing where something is observed.
+        ts: float64 `(n,)` or `(batch, n)`, not decreasing; a last time that the rows of the second
+            kind repeat fills them up, see `linear`.
         xs: `(n, channels)` or `(batch, n, channels)`.
     """
     p = _pieces(ts, xs)
@@ -445,7 +446,7 @@ def _pieces(ts, xs):
     missing = _missing(ts, xs)
     if missing is None:
         length = tf.cast(ts[..., 1:] - ts[..., :-1], xs.dtype)
-        slope = (xs[..., 1:] - xs[..., :-1]) / length
+        slope = tf.math.divide_no_nan(xs[..., 1:] - xs[..., :-1], length)
         before = tf.concat([slope[..., :1], slope[..., :-1]], -1)
         return _Pieces(xs[..., :-1], tf.zeros_like(length), slope, before, length)
     earlier, later = _neighbours(missing)
@@ -460,7 +461,7 @@ def _pieces(ts, xs):
     length = tf.where(within, _take(ts, last) - start, tf.ones_like(start))
     since = tf.where(within, ts[..., :-1] - start, tf.zeros_like(start))
     length, since = tf.cast(length, xs.dtype), tf.cast(since, xs.dtype)
-    slope = (_take(xs, last) - value) / length
+    slope = tf.math.divide_no_nan(_take(xs, last) - value, length)
     # One row before the piece's first observation is the piece that ends there.
     other = tf.logical_and(first > 0, _take(within, first - 1))
     before = tf.where(other, _take(slope, first - 1), slope)
@@ -486,7 +487,7 @@ def _missing(ts, xs):
         return None
     missing = tf.math.is_nan(xs)
     if ts.shape.rank == 3:  # rows may be filled up
-        repeated = tf.equal(ts[..., 1:], ts[..., :-1])
+        repeated = tf.equal(ts[..., :-1], ts[..., -1:])
         missing |= tf.concat([tf.zeros_like(repeated[..., :1]), repeated], -1)
     return missing
 

@@ -67,7 +67,7 @@ def jvp(
     Raises:
         ValueError, TypeError: as `solve`; for tangents that don't fit; with `event`, `dense` or
             `lanes`, or a method that moves halves of a state; with a tangent of `t` and `jumps` or
-            `batch_axis`.
+            `batch_axis`; with one of `args` or variables, and `jumps` that are tensors.
         tf.errors.InvalidArgumentError: see `on_failure`.
 
     Example:
@@ -314,6 +314,14 @@ def _solved(dynamics, y0, t, args, options, directions):
         raise ValueError(
             "`dynamics` can't be a `Split` for `jvp` and `sensitivities` with an implicit method. "
             f"Received: {dynamics!r}"
+        )
+    if arguments.may_depend(options.jumps) and (
+        directions.tangents.args or directions.tangents.variables
+    ):
+        raise ValueError(
+            "`jumps` must be numbers for `jvp` and `sensitivities`, which don't differentiate for "
+            "them. If they depend on nothing that has a tangent, give `jumps.numpy()`, or in a "
+            f"graph `tf.stop_gradient(jumps)`. Received: {options.jumps!r}"
         )
     if directions.tangents.times:
         for name in ("jumps", "batch_axis"):

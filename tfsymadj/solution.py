@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     TIMES_NOT_MONOTONIC = 5
     NON_FINITE_EVENT = 6
     NEWTON_FAILED = 7
+    EXAMPLES_MIXED = 8
 
 
 #: What happened, and what to change: completed by the time at which it happened.
@@ -62,6 +63,12 @@ MESSAGES = {
         "`max_iterations` of `Newton`. The first axis of states that have more than one counts as "
         "examples that don't depend on each other: if they do, use "
         "`newton=tfsymadj.Newton(jacobian='whole')`."
+    ),
+    Status.EXAMPLES_MIXED: (
+        "The dynamics of an example depend on which others it is solved beside. With `lanes` each "
+        "tensor of `args` with as many rows as `y0` belongs to the examples: give one that they "
+        "share another shape, such as (1, n), or read it from outside; and use no statistics of "
+        "the batch."
     ),
 }
 

@@ -109,6 +109,17 @@ def test_low_precision(dtype, tolerance):
     np.testing.assert_allclose(event.t, 2.0, rtol=tolerance)
 
 
+def test_a_fast_start_is_no_crossing():
+    # In float32 a thousand roundings of this time are twelve times the time constant.
+    y0, times = tf.constant([1.1]), [1000.0, 1001.0]
+    event = Event(lambda t, y: y[0] - 0.5)  # which y, between 1.1 and 1, never is
+    solution = tfsymadj.solve(
+        lambda t, y: -100.0 * (y - 1.0), y0, times, method="heun", num_steps=200, event=event
+    )
+    assert int(solution.event.index) == -1
+    np.testing.assert_allclose(solution.y[-1], [1.0], rtol=1e-5)
+
+
 def test_double_crossing_inside_of_a_large_step():
     """The signs at the ends of the step are equal."""
     line = lambda t, y: tf.ones_like(y)  # noqa: E731

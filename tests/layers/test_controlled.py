@@ -83,6 +83,20 @@ def test_rows_that_are_masked_change_nothing(interpolation):
         np.testing.assert_allclose(found[:, -1], expected[:, -1], atol=1e-5)
 
 
+@pytest.mark.parametrize("each", [False, slow(True)])
+@pytest.mark.parametrize("interpolation", partly_slow(INTERPOLATIONS, "hermite"))
+def test_rows_may_have_the_same_time(interpolation, each):
+    x, layer = tf.constant(series(1, 4, missing=0.0)[0]), layer_of(interpolation)
+    t = tf.constant([0.0, 1.0, 1.0, 2.0])
+    near = tf.constant([0.0, 1.0, 1.00001, 2.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        z = layer(x, t=t[tf.newaxis] if each else t)
+    rows = tf.reduce_sum(tf.abs(tape.gradient(z, x)), [0, 2])
+    assert np.all(np.isfinite(rows)) and np.all(rows > 1e-4)
+    np.testing.assert_allclose(z, layer(x, t=near), rtol=1e-3, atol=1e-5)
+
+
 def test_states_of_online_predictions_know_nothing_of_later_rows():
     x, t = series()
     layer = layer_of("rectilinear", return_sequences=True)

@@ -159,6 +159,11 @@ def test_default_embedded_order():
         ({"b_error": (0.5, -0.5, 0)}, ValueError, "`b_error` must have 2 entries"),
         ({"a": ((), ())}, ValueError, r"`a\[1\]` must have 1 entries, left of the diagonal"),
         ({"a": ((), (1, 0, 1))}, ValueError, r"`a\[1\]` must have 1 .* no more than the 2 stages"),
+        (
+            {"c": (1, 0), "a": ((0.5, 0.5), (0, 0))},
+            ValueError,
+            "`a` must be regular in stages 0 to 1",
+        ),
         ({"c": (0, 0.75)}, ValueError, r"`a\[1\]` must sum to `c\[1\]`"),
         ({"c": (0.5, 1)}, ValueError, r"`a\[0\]` must sum to `c\[0\]`"),
         ({"b_error": (0, 0)}, ValueError, "`b_error` must not be all zeros"),

@@ -131,7 +131,8 @@ class CDELayer(ODELayer):
     Call arguments:
         x: series `(batch, n, channels)`, n at least 2. NaN: not observed.
         t: the times of the rows, `(n,)` or `(batch, n)`; by default 0, 1, 2, ... Of the dtype of
-            the state, and of the order of magnitude that suits a network.
+            the state, and of the order of magnitude that suits a network. Rows may have the same
+            time; but of `(batch, n)` the last one repeated fills up: those rows don't count.
         training: see `ODELayer`.
         mask: boolean `(batch, n)`, by default the one that Keras has attached to `x`: which rows
             count; the others come before them or after them. There the path stands still, and so

@@ -6,7 +6,7 @@ state, so that rows of times of different lengths are filled up by repeating the
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add, entry, inner, only_where, quotient
+from tfsymadj.arithmetic import add, entry, inner, only_where, quotient, select_rows
 from tfsymadj.checkpoints import buffers
 from tfsymadj.loop.failures import nan_where
 from tfsymadj.loop.outputs import InterpolatedOutputs, StepCotangents, StopOutputs, Within
@@ -31,14 +31,32 @@ def _first_rows(rows, new, ys0, spare):
     ]
 
 
-def _repeat_last(outputs, last, ends):
-    """Outputs with the last state of each lane from its last time on."""
-    count = tf.shape(outputs[0])[0]
-    later = tf.range(count)[:, tf.newaxis] >= last
-    return [
-        tf.where(tf.reshape(later, tf.concat([tf.shape(later), [1] * (y.shape.rank - 1)], 0)), y, x)
-        for x, y in zip(outputs, ends)
-    ]
+def _finished(outputs, ends, last, reached):
+    """Outputs with the last state of each lane from its last time on, and NaN from `reached` on in
+    lanes that have ended short of it.
+
+    Args:
+        outputs: list of tensors `[count, lanes, ...]`.
+        ends: the number of each lane's last output, or of all.
+        last: `Reached`.
+        reached: the number of outputs that each lane has reached.
+    """
+    numbers = tf.range(tf.shape(outputs[0])[0])[:, tf.newaxis]
+    inside = tf.logical_and(numbers < ends, tf.logical_not(_lost(numbers, last, reached)))
+    inside = tf.broadcast_to(inside, tf.shape(outputs[0])[:2])
+    found = []
+    for x, y in zip(outputs, last.ys):
+        # All that is lost comes after what is not, so that one value serves both.
+        y = tf.broadcast_to(y + nan_where(last.short, y.dtype, y.shape.rank), tf.shape(x))
+        rows = tf.concat([[tf.size(inside)], tf.shape(x)[2:]], 0)
+        mask = tf.reshape(inside, [-1])
+        y = select_rows(mask, tf.reshape(x, rows), tf.reshape(y, rows))
+        found.append(tf.ensure_shape(tf.reshape(y, tf.shape(x)), x.shape))
+    return found
+
+
+def _lost(numbers, last, reached):
+    return tf.logical_and(last.short, numbers >= reached)
 
 
 def _sum_from(cotangents, first):
@@ -53,8 +71,7 @@ def _sum_from(cotangents, first):
 
 def _poisoned(outputs, last, reached):
     """Outputs that are NaN where lanes have ended short of them, from `reached` on."""
-    numbers = tf.range(tf.shape(outputs[0])[0])[:, tf.newaxis]
-    lost = tf.logical_and(last.short, numbers >= reached)
+    lost = _lost(tf.range(tf.shape(outputs[0])[0])[:, tf.newaxis], last, reached)
     return [y + nan_where(lost, y.dtype, y.shape.rank) for y in outputs]
 
 
@@ -86,7 +103,7 @@ class LaneStopOutputs(StopOutputs):
         else:
             outputs = [_read(r, y, self._num_stops) for r, y in zip(rows, ys0)]
             if self._last is not None:
-                outputs = _repeat_last(outputs, self._last, last.ys)
+                return _finished(outputs, self._last, last, last.stop + 1), [], None
         return _poisoned(outputs, last, last.stop + 1), [], None
 
     def last_cotangents(self, cotangents, accepted):
@@ -146,14 +163,10 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
         clipped = tf.minimum(ids, self._count - 1)
         return ids, clipped, entry(self._times, clipped)
 
-    def _weights(self, theta, h, powers="value"):
-        """`Extension.lane_weights`, h times as much for the value."""
-        weights = self._extension.lane_weights(theta, powers)
-        return h[:, tf.newaxis] * weights if powers == "value" else weights
-
     def write(self, held, taken):
         t, h, end = taken.t, taken.proposal.step, taken.proposal.end
         direction = tf.sign(h)
+        terms = [self._extension.lane_terms(x) for x in zip(*taken.slopes)]
 
         def unfinished(m, *_):
             return tf.reduce_any(self.ahead([m], taken.accepted, end, direction))
@@ -165,12 +178,10 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
             theta = quotient(times - t, h)
             theta = tf.where(mask, theta, tf.zeros_like(theta))
             row = tf.where(mask, ids, self._count)
-            new = []
-            for powers in ("value", "rate")[: 1 + self._with_rates]:
-                weights = self._weights(theta, h, powers)
-                for i, y in enumerate(taken.ys):
-                    x = self._extension.lane_combined(weights, [k[i] for k in taken.slopes])
-                    new.append(y + x if powers == "value" else x)
+            new = [self._extension.lane_states(h, y, theta, x) for y, x in zip(taken.ys, terms)]
+            if self._with_rates:
+                rates = [self._extension.lane_values(theta, x, "rate") for x in terms]
+                new += [tf.cast(x, y.dtype) for x, y in zip(rates, taken.ys)]
             rows = [
                 buffers.for_branches(buffers.write_row, r, *_flat(row, x))
                 for r, x in zip(rows, new)
@@ -192,9 +203,8 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
         m, rows = held
         size = len(ys0)
         stacked = [_read(r, y, self._count) for r, y in zip(rows, [*ys0, *ys0])]
-        outputs = _repeat_last(stacked[:size], self.ends, last.ys)
         # The last output of a lane counts as reached when the lane has ended.
-        return _poisoned(outputs, last, m), stacked[size:], None
+        return _finished(stacked[:size], self.ends, last, m), stacked[size:], None
 
     def last_cotangents(self, cotangents, accepted):
         if self._last is None:
@@ -226,43 +236,37 @@ class LaneInterpolatedOutputs(InterpolatedOutputs):
         return tf.minimum(accepted, steps)
 
     def cotangents_of(self, t, h, begin, end, cotangents, rates):
-        slopes, like = self._extension.num_slopes, [g[0] for g in cotangents]
+        extension = self._extension
 
-        def one_block(m, found):
+        def one_block(m, sums, start, step):
             ids, clipped, times = self._block_of(m)
             mask = ids < end
             theta = quotient(times - t, h)
             theta = tf.where(mask, theta, tf.zeros_like(theta))
-            weights = self._weights(theta, h)
-            weights = tf.concat([weights, tf.ones_like(weights[..., :1])], -1)
-            weights = tf.where(mask[..., tf.newaxis], weights, tf.zeros_like(weights))
-            sums, totals = [], []
-            for g, s, total in zip(cotangents, found.slopes, found.ys):
-                rows = tf.reshape(entry(g, clipped), tf.concat([tf.shape(mask), [-1]], 0))
-                product = tf.einsum("kbs,kbx->sbx", tf.cast(weights, g.dtype), rows)
-                sums.append(s + tf.reshape(product[:-1], tf.shape(s)))
-                totals.append(total + tf.reshape(product[-1], tf.shape(total)))
+            rows = [entry(g, clipped) for g in cotangents]
+            sums = [s + extension.lane_sums(theta, mask, x) for s, x in zip(sums, rows)]
             rate = entry(rates, clipped)
             rate = tf.where(mask, rate, tf.zeros_like(rate))
-            start = found.start - tf.reduce_sum(rate, 0)
-            step = found.step - tf.reduce_sum(theta * rate, 0)
-            return m + self._block, StepCotangents(sums, totals, start, step)
+            start -= tf.reduce_sum(rate, 0)
+            step -= tf.reduce_sum(theta * rate, 0)
+            return m + self._block, sums, start, step
 
-        nothing = StepCotangents(
-            [tf.zeros_like(tf.stack([g] * slopes)) for g in like],
-            [tf.zeros_like(g) for g in like],
-            tf.zeros_like(t),
-            tf.zeros_like(t),
-        )
-        _, found = tf.while_loop(
-            lambda m, _: tf.reduce_any(m < end),
+        nothing = [extension.no_sums(g[0]) for g in cotangents]
+        _, sums, start, step = tf.while_loop(
+            lambda m, *_: tf.reduce_any(m < end),
             one_block,
-            (begin, nothing),
+            (begin, nothing, tf.zeros_like(t), tf.zeros_like(t)),
             parallel_iterations=1,
             maximum_iterations=self._bound,
             name="outputs",
         )
-        return found
+        slopes = [extension.lane_slopes(h, s[1:]) for s in sums]
+        return StepCotangents(
+            [tf.cast(x, g.dtype) for x, g in zip(slopes, cotangents)],
+            [tf.cast(s[0], g.dtype) for s, g in zip(sums, cotangents)],
+            start,
+            step,
+        )
 
 
 def _flat(row, values):

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import select
+from tfsymadj.arithmetic import epsilon, select
+from tfsymadj.loop.failures import first_failure, nan_where
 from tfsymadj.loop.integrate import Loop
 from tfsymadj.loop.problem import Outcome, Problem
+from tfsymadj.solution import Status
 from tfsymadj.xla import compiled
 
 
@@ -128,7 +130,21 @@ class _Refilled:
             name="queue",
         )
         found = tf.nest.map_structure(lambda x: x[: self._count], last.results)
-        return _examples_last(found, like)
+        return self._unless_mixed(_examples_last(found, like))
+
+    def _unless_mixed(self, outcome):
+        """The outcome, failed if examples have other slopes beside another number of others.
+
+        So have those whose dynamics mix them, and an argument that all share if it has as many rows
+        as there are examples: it is taken for one of which each has a row.
+        """
+        width = self._width
+        slopes = [self._loop(tf.range(n)).first_slopes() for n in (width, width + 1)]
+        same = tf.reduce_all([_alike(x, y[:width]) for x, y in zip(*slopes)])
+        status = first_failure(outcome.status, same, Status.EXAMPLES_MIXED)
+        failed = tf.logical_not(same)
+        ys = [y + nan_where(failed, y.dtype, 0) for y in outcome.ys]
+        return outcome._replace(ys=ys, status=status)
 
     def _loop(self, examples):
         return Loop(taken(self._problem, tf.minimum(examples, self._count - 1)), None)
@@ -193,6 +209,14 @@ def _examples_last(found, like):
         time=time,
         stats=like.stats._replace(**dict(zip(_COUNTS, counts))),
     )
+
+
+def _alike(x, y):
+    """Whether two tensors are equal, but for what products of other shapes may round otherwise."""
+    scale = tf.reduce_max(tf.abs(x))
+    bound = tf.cast(epsilon(scale.dtype) ** 0.5, scale.dtype) * scale
+    # What is not finite is found elsewhere.
+    return tf.logical_not(tf.reduce_max(tf.abs(x - y)) > bound)
 
 
 def _exchanged(y):

@@ -6,7 +6,17 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add, beside, coefficients, combine, entry, epsilon, select
+from tfsymadj.arithmetic import (
+    add,
+    beside,
+    coefficients,
+    combine,
+    entry,
+    epsilon,
+    in_double,
+    inner,
+    select,
+)
 from tfsymadj.methods.extension import Extension
 
 #: A root nearer to the start than so many roundings of the time is that of the start.
@@ -101,7 +111,7 @@ class Lookout:
         scale = tf.abs(self._start) + tf.abs(self._span)
         self._departure = _DEPARTURE * eps * scale
         # The sign when a root at the start has been left.
-        h = self._direction * self._departure
+        h = self._direction * self._ahead(eps, ys, slopes)
         ahead = [y + beside(tf.cast(h, y.dtype), y) * k for y, k in zip(ys, slopes)]
         values = self._watch.values(self._start + h, ahead)
         no = tf.zeros_like(self._start, tf.bool)
@@ -118,6 +128,18 @@ class Lookout:
             ys=list(ys),
         )
         return Seen(tf.sign(values), self._valid(values), mark)
+
+    def _ahead(self, eps, ys, slopes):
+        """A time in which no root but the start's is met on the line along the first slopes: the
+        state changes by no more than so many roundings.
+        """
+        size, speed = (
+            tf.sqrt(inner(double, double, self._lanes))
+            for double in ([in_double(x) for x in xs] for xs in (ys, slopes))
+        )
+        most = _DEPARTURE * eps * size
+        fast = tf.logical_and(size > 0.0, self._departure * speed > most)
+        return tf.where(fast, most / tf.where(fast, speed, tf.ones_like(speed)), self._departure)
 
     def _valid(self, values):
         axes = list(range(values.shape.rank - self._lanes))

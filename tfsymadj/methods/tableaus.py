@@ -405,6 +405,14 @@ class ButcherTableau:
                         f"`{field}[{i}]` must sum to `c[{i}]`. "
                         f"Received: {field}[{i}]={row}, c[{i}]={node}"
                     )
+        for block in self.blocks:
+            part = self.a_matrix[block.start : block.stop, block.start : block.stop]
+            if len(block) > 1 and np.linalg.matrix_rank(part) < len(block):
+                raise ValueError(
+                    f"`a` must be regular in stages {block.start} to {block.stop - 1}, which "
+                    "depend on each other: they can't be solved for otherwise. List stages that "
+                    f"depend on earlier ones only in that order. Received: {part.tolist()}"
+                )
         for field in ("b_error", "b_coarse"):
             weights = getattr(self, field)
             if weights is None:
