@@ -113,7 +113,7 @@ class Options(Configured):
             order of their numbers of steps and solves each once more; it holds no more than that
             of `lanes` examples does.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
-            `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
+            `"baseline"`, `"aca"`, `"continuous_adjoint"`, `"reversible"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
         autonomous: whether the dynamics are called as `dynamics(y, *args)`; None: False, but for
             Keras layers whose `call` has one positional argument and functional models that have
@@ -250,6 +250,8 @@ class Options(Configured):
             return False
         if self.outputs == "interpolate":
             return True
+        if not solver.gradient.interpolates:
+            return False
         try:
             method = self._method().with_interpolant()
         except ValueError:

@@ -6,6 +6,7 @@ from tfsymadj.gradients.backprop import Backprop
 from tfsymadj.gradients.continuous_adjoint import ContinuousAdjoint
 from tfsymadj.gradients.gradient import Gradient
 from tfsymadj.gradients.no_gradient import NoGradient, gradient_is_wanted, no_gradient
+from tfsymadj.gradients.reversible import Reversible
 from tfsymadj.gradients.solve_checkpoint import SolveCheckpoint
 from tfsymadj.gradients.step_checkpoint import StepCheckpoint
 from tfsymadj.gradients.symplectic_adjoint import SymplecticAdjoint
@@ -17,6 +18,7 @@ GRADIENTS = {
     "baseline": SolveCheckpoint,
     "aca": StepCheckpoint,
     "continuous_adjoint": ContinuousAdjoint,
+    "reversible": Reversible,
 }
 
 
@@ -50,6 +52,7 @@ __all__ = [
     "ContinuousAdjoint",
     "Gradient",
     "NoGradient",
+    "Reversible",
     "SolveCheckpoint",
     "StepCheckpoint",
     "SymplecticAdjoint",

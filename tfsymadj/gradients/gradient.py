@@ -12,9 +12,11 @@ class Gradient(Configured):
     Attributes:
         plans_by_length: whether an eager solve is to be traced for its number of equal steps, not
             for any number.
+        interpolates: whether outputs may lie inside of steps, by the method's continuous extension.
     """
 
     plans_by_length: bool = False
+    interpolates: bool = True
 
     def solve(self, problem: Problem) -> Outcome:
         """Solves `problem` in such a way that `Outcome.ys` can be differentiated.

@@ -224,6 +224,20 @@ class Method:
 
         Gradient methods take it where the activations of all stages may be held at a time.
         """
+        return self.step_and_vjp(dynamics, t, h, ys, adjoints, sums, with_time, slopes)[1]
+
+    def step_and_vjp(
+        self,
+        dynamics: ClosedDynamics,
+        t: tf.Tensor,
+        h: tf.Tensor,
+        ys: list,
+        adjoints: list,
+        sums: Sources,
+        with_time: bool = False,
+        slopes: SlopeCotangents | None = None,
+    ) -> tuple[Step, Sources]:
+        """A step, and `vjp` of the same evaluations."""
         sources = dynamics.sources(ys, [t, h] if with_time else [])
         with dynamics.substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -249,4 +263,4 @@ class Method:
                 times = [times[0], tf.add_n([size, *explicit])]
                 if slopes.first is not None:
                     times.append(inner(slopes.first, step.slopes[0], lanes))
-        return add_terms(sums, found._replace(times=[]))._replace(times=times)
+        return step, add_terms(sums, found._replace(times=[]))._replace(times=times)
