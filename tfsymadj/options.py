@@ -250,7 +250,7 @@ class Options(Configured):
             return False
         if self.outputs == "interpolate":
             return True
-        if not solver.gradient.interpolates:
+        if solver.gradient.discretises:
             return False
         try:
             method = self._method().with_interpolant()
@@ -281,6 +281,11 @@ class Options(Configured):
         if not (is_int(self.batch_axis, 0) and self.batch_axis == 0):
             raise ValueError(
                 f"`batch_axis` must be 0, the first axis, or None. Received: {self.batch_axis!r}"
+            )
+        if get_gradient(self.gradient).discretises:
+            raise ValueError(
+                "`batch_axis` can't be given together with `gradient='reversible'`. Use another "
+                f"`gradient`. Received: gradient={self.gradient!r}"
             )
         if self.dense or self.outputs == "steps":
             raise ValueError(

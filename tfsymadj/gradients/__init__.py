@@ -31,7 +31,7 @@ def _by_name(name):
 def get_gradient(gradient):
     """A gradient object from its name; objects are returned as they are.
 
-    Inside of `no_gradient` it is `NoGradient` whatever is asked for.
+    Inside of `no_gradient` it is `NoGradient` whatever is asked for, in the same scheme.
 
     Raises:
         ValueError: for an unknown name.
@@ -39,7 +39,9 @@ def get_gradient(gradient):
     if isinstance(gradient, str) and gradient in GRADIENTS:
         gradient = _by_name(gradient)
     if isinstance(gradient, Gradient):
-        return gradient if gradient_is_wanted() else NoGradient()
+        if gradient_is_wanted():
+            return gradient
+        return NoGradient(gradient if gradient.discretises else None)
     raise ValueError(
         f"`gradient` must be one of {sorted(GRADIENTS)}, or an object such as "
         f"`SymplecticAdjoint()`. Received: {gradient!r}"

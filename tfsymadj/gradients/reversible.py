@@ -55,7 +55,7 @@ class Reversible(Recomputing):
     >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient=gradient)
     """
 
-    interpolates = False
+    discretises = True
 
     def __init__(self, coupling: float = 0.999):
         if not (is_real(coupling) and 0.0 < coupling <= 1.0):
@@ -69,14 +69,13 @@ class Reversible(Recomputing):
         return {"coupling": self.coupling}
 
     def solve(self, problem):
-        outcome = super().solve(self.coupled(problem))
+        outcome = super().solve(self.discretised(problem))
         if problem.controller.adaptive and problem.first_step is None:
             more = outcome.stats.num_evaluations + 2  # for the first step's size
             outcome = outcome._replace(stats=outcome.stats._replace(num_evaluations=more))
         return outcome._replace(ys=outcome.ys[: len(problem.ys)])
 
-    def coupled(self, problem):
-        """The problem over two copies of the state."""
+    def discretised(self, problem):
         self._check(problem)
         method = Coupled(problem.method.without_interpolant(), self.coupling)
         ys, first_step = problem.ys, problem.first_step
@@ -105,8 +104,7 @@ class Reversible(Recomputing):
             "outputs='interpolate'": problem.between is not None,
             "dense": problem.dense,
             "event": problem.watch is not None,
-            "batch_axis": bool(problem.lanes),
-            "tangents": problem.clock is not None,
+            "tangents": problem.measured is not None,
         }
         for name, given in refused.items():
             if given:
