@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import statistics
 import subprocess
 import tempfile
 import time
@@ -147,7 +146,7 @@ def measured(step, rounds, train):
     for _ in range(train):
         last, _ = step(tf.constant(RATE, tf.float64))
     return dict(
-        ms=1e3 * statistics.median(seconds),
+        ms=1e3 * min(seconds),
         states=int(stats.num_states),
         steps=int(stats.num_accepted),
         loss=float(first),
@@ -206,8 +205,8 @@ def table(name, method, arguments):
 def main():
     parser = common.parser(__doc__, figure=False)
     parser.add_argument("--problems", nargs="+", choices=STUDIES, default=list(STUDIES))
-    parser.add_argument("--rounds", type=int, default=15, help="of measuring (default: 15)")
-    parser.add_argument("--train", type=int, default=200, help="steps of training (default: 200)")
+    parser.add_argument("--rounds", type=int, default=40, help="of measuring (default: 40)")
+    parser.add_argument("--train", type=int, default=500, help="steps of training (default: 500)")
     parser.add_argument(
         "--peer", action=argparse.BooleanOptionalAction, default=True, help="run diffrax, too"
     )

@@ -55,13 +55,15 @@ def write_row(buffer, row, value):
     It is written in place and never copied, so that another holder would see it change. Under XLA
     `value` should be a loop variable, see `for_branches`.
     """
+    value = tf.cast(value, buffer.dtype)
     rows, values = _as_rows(row, value)
 
     def in_place():
         return tf.raw_ops.InplaceUpdate(x=buffer, i=rows, v=values)
 
     # On a GPU that operation knows no complex numbers.
-    return _by_device(buffer, row, value, in_place, None if buffer.dtype.is_complex else in_place)
+    known = not (buffer.dtype.is_complex or buffer.dtype == tf.bfloat16)
+    return _by_device(buffer, row, value, in_place, in_place if known else None)
 
 
 def replace_row(buffer, row, value):
@@ -69,11 +71,23 @@ def replace_row(buffer, row, value):
 
     Under XLA `value` should be a loop variable, see `for_branches`.
     """
+    value = tf.cast(value, buffer.dtype)
 
     def replaced():
         return _replaced(buffer, row, value)
 
     return _by_device(buffer, row, value, replaced, replaced)
+
+
+def as_before(x, like):
+    """A row that was read, in the dtype that it had before it was written.
+
+    What was too large for a buffer of half precision is NaN.
+    """
+    if x.dtype != like.dtype:
+        x = tf.cast(x, like.dtype)
+        x = tf.where(tf.math.is_finite(x), x, x - x)
+    return tf.ensure_shape(x, like.shape)
 
 
 def _by_device(buffer, row, value, on_cpu, on_gpu):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add, add_terms, inner, quotient
+from tfsymadj.arithmetic import add, add_terms, balance, inner, quotient, scaled
 from tfsymadj.dynamics.closing import ClosedDynamics, Sources
 
 #: `(t, ys) -> dys` over lists of tensors.
@@ -252,7 +252,14 @@ class Method:
                 own = [list(x) for x in zip(*own)]
                 first = own[0] if slopes.first is None else add(own[0], slopes.first)
                 cotangents += [first, *own[1:]]
+            scale = None
+            if dynamics.narrow:  # those of the slopes, which are as long as the step
+                size = tf.cast(tf.reduce_max(tf.abs(h)), tf.float32)
+                scale = balance([*scaled(adjoints, size), *tf.nest.flatten(cotangents[1:])])
+                cotangents = scaled(cotangents, scale)
             found = tape.gradient(targets, sources, output_gradients=cotangents)
+        if scale is not None:
+            found = scaled(found, 1.0 / scale)
         times = found.times
         if with_time:
             start, size = times
