@@ -51,7 +51,7 @@ class Store:
         """What the loop begins with, for the parts of the state to be kept."""
         recording, count = self._recording, self._num_values
         if recording.dtype is not None:
-            like = [tf.cast(y, recording.dtype) for y in like]
+            like = [buffers.in_dtype(y, recording.dtype) for y in like]
         rows = buffers.lane_rows if self._lanes else buffers.dense_rows
         ring = recording.ring + self._lanes
         return Kept(
