@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.gradients import gradients, relative_error
 from helpers.memory import STATE_SIZE, peak, rk4
-from helpers.modes import partly_slow, run, slow
+from helpers.modes import MODES, partly_slow, run, slow
 from helpers.problems import mlp
 
 import tfsymadj
@@ -20,12 +20,12 @@ def each(t, y):
     return tf.tanh(y * tf.constant([0.5, -1.0, 1.5]))
 
 
-@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("dtype", ["float16", slow("bfloat16")])
 @pytest.mark.parametrize(
     "checkpoints, options, mode",
     [
         ("steps", FIXED, "graph"),
-        ("sqrt", FIXED, "xla"),
+        slow("sqrt", FIXED, "xla"),
         slow("auto", FIXED, "graph"),
         slow("stages", FIXED, "graph"),
         slow(9, FIXED, "graph"),
@@ -49,7 +49,8 @@ def test_error_of_the_order_of_the_precision(checkpoints, options, mode, dtype):
     assert error > 1e-6  # or nothing was rounded
 
 
-@pytest.mark.parametrize("checkpoints", ["sqrt", slow("stages"), slow(12)])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", ["sqrt", "stages", 12])
 def test_with_steps_of_each_example(checkpoints):
     y0 = tf.constant(np.random.default_rng(0).normal(size=[4, 3]), tf.float32)
     found = []
@@ -88,6 +89,7 @@ def test_half_the_memory(dtype, mode):
     assert (many - few) / (500 * STATE_SIZE) < 0.65
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_refused():
     w, gradient = tf.Variable(0.5), SymplecticAdjoint("steps", checkpoint_dtype="bfloat16")
     options = dict(method="euler", num_steps=2, gradient=gradient)
@@ -121,9 +123,9 @@ def test_config():
     assert repr(SymplecticAdjoint("sqrt")) == "SymplecticAdjoint(checkpoints='sqrt')"
 
 
-@pytest.mark.parametrize("mode", partly_slow(("eager", "graph", "xla"), "eager", "xla"))
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("checkpoints", ["auto", slow("sqrt")])
-@pytest.mark.parametrize("size", [1e-7, 1e7])
+@pytest.mark.parametrize("size", [1e-7, slow(1e7)])
 def test_cotangents_beyond_float16(size, checkpoints, mode):
     """A step's cotangents of the slopes are h b lambda: 1e-8, or 1e6."""
     rate, h = tf.constant([1.0, 0.5]), 0.1

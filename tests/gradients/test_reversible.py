@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, gradients, relative_error
 from helpers.memory import MIB, peak, rk4
-from helpers.modes import partly_slow, run, slow
+from helpers.modes import MODES, partly_slow, run, slow
 from helpers.problems import PENDULUM0, everything, mlp, pendulum, pendulum_exactly
 
 import tfsymadj
@@ -24,12 +24,12 @@ FIXED = dict(method="rk4", num_steps=10)
 ADAPTIVE = dict(method="dopri5", rtol=1e-4, atol=1e-6, max_steps=40)
 
 
-@pytest.mark.parametrize("mode", partly_slow(("eager", "graph", "xla"), "eager", "xla"))
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize(
     "options",
     [
         FIXED,
-        ADAPTIVE,
+        slow(ADAPTIVE),
         slow(dict(ADAPTIVE, method="bosh3", first_step=0.01)),
         slow(dict(method="euler", num_steps=30)),
         slow(dict(FIXED, jumps=[0.25, 0.6])),
@@ -92,7 +92,8 @@ def test_order(method):
     assert np.log2(errors[0] / errors[1]) > order - 0.3
 
 
-@pytest.mark.parametrize("mode", [slow("eager"), "graph"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_second_derivatives(mode):
     w = tf.Variable(0.7, dtype=tf.float64)
     y0 = tf.constant([0.5, -1.0], tf.float64)
@@ -112,7 +113,8 @@ def test_second_derivatives(mode):
     np.testing.assert_allclose(found, run(lambda: compute(Unrolled()), "graph"), rtol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["graph", slow("eager"), slow("xla")])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
 def test_no_memory_for_more_steps(mode):
     """Their times and sizes, 48 bytes a step, and no states."""
     few, many = (peak(Reversible(), mode, **rk4(n)) for n in (50, 400))
