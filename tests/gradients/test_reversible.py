@@ -32,7 +32,7 @@ ADAPTIVE = dict(method="dopri5", rtol=1e-4, atol=1e-6, max_steps=40)
         slow(ADAPTIVE),
         slow(dict(ADAPTIVE, method="bosh3", first_step=0.01)),
         slow(dict(method="euler", num_steps=30)),
-        slow(dict(FIXED, jumps=[0.25, 0.6])),
+        slow(dict(ADAPTIVE, jumps=[0.25, 0.6])),
     ],
     ids=["rk4", "dopri5", "bosh3", "euler", "jumps"],
 )

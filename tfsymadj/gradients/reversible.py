@@ -80,8 +80,9 @@ class Reversible(Recomputing):
         method = Coupled(problem.method.without_interpolant(), self.coupling)
         ys, first_step = problem.ys, problem.first_step
         if problem.controller.adaptive and first_step is None:
-            dynamics, start = problem.dynamics.apart, problem.stops[0]
-            slopes = dynamics(start, ys)
+            intervals = problem.intervals
+            dynamics = intervals.of(problem.dynamics, intervals.first).apart
+            slopes = dynamics(problem.stops[0], ys)
             first_step = automatic_first_step(
                 dynamics, problem.controller, method.order, problem.stops, ys, slopes
             )
