@@ -108,6 +108,7 @@ benchmarks: venv  ## Measure time, memory and exactness of the gradients.
 	$(BIN)/python benchmarks/exactness.py --output docs
 	$(BIN)/python benchmarks/orders.py --output docs
 	$(BIN)/python benchmarks/product_rate.py
+	$(BIN)/python benchmarks/half_checkpoints.py
 	$(BIN)/python benchmarks/flow.py --output docs
 
 $(PEERS)/%/.stamp: benchmarks/peers/requirements-%.txt
@@ -121,6 +122,7 @@ benchmark-peers: venv $(PEERS)/jax/.stamp $(PEERS)/torch/.stamp  ## Compare with
 	$(BIN)/python benchmarks/small.py --output docs
 	$(BIN)/python benchmarks/per_example.py
 	$(BIN)/python benchmarks/stiff.py --output docs
+	$(BIN)/python benchmarks/reversible.py
 	$(BIN)/python benchmarks/frontier.py --output docs
 
 gpu-check: venv  ## On a machine with a GPU: the tests that matter there, and the tables, to docs/gpu.md.

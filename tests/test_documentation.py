@@ -31,6 +31,7 @@ MODULES = [
     "events.event",
     "gradients.backprop",
     "gradients.no_gradient",
+    "gradients.reversible",
     "gradients.symplectic_adjoint",
     "layers.cde_layers",
     "layers.energy_layers",

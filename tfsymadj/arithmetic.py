@@ -136,6 +136,31 @@ def inner(xs, ys, lanes=0):
     return total
 
 
+def balance(xs):
+    """A power of two, float32, that makes the largest entry of some tensors about 1/16.
+
+    So nothing of half precision that they are cast to over- or underflows, as in the dynamic
+    scaling of Celledoni, Owren, Ruthotto and Yang, arXiv:2510.23498. A constant for the derivative.
+    """
+    largest = tf.zeros([], tf.float32)
+    for x in xs:
+        largest = tf.maximum(largest, tf.cast(tf.reduce_max(tf.abs(x)), tf.float32))
+    exponent = tf.bitcast(tf.stop_gradient(largest), tf.int32) // 2**23  # plus 127
+    return tf.bitcast(tf.clip_by_value(250 - exponent, 1, 250) * 2**23, tf.float32)
+
+
+def scaled(xs, factor):
+    """`xs`, a nest of tensors and None, times a float32 number; never in half precision."""
+    found = []
+    for x in tf.nest.flatten(xs):
+        if x is not None:
+            x = tf.convert_to_tensor(x)
+            x = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+            x = x * tf.cast(factor, x.dtype)
+        found.append(x)
+    return tf.nest.pack_sequence_as(xs, found)
+
+
 def accumulator(x):
     """Zeros in which gradients of `x` are summed: never in half precision."""
     dtype = tf.float32 if x.dtype in (tf.float16, tf.bfloat16) else x.dtype

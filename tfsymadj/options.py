@@ -114,7 +114,7 @@ class Options(Configured):
             examples in the order of their numbers of steps and solves each once more; it holds no
             more than that of `lanes` examples does.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
-            `"baseline"`, `"aca"`, `"continuous_adjoint"`, or an object such as
+            `"baseline"`, `"aca"`, `"continuous_adjoint"`, `"reversible"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.
         autonomous: whether the dynamics are called as `dynamics(y, *args)`; None: False, but for
             Keras layers whose `call` has one positional argument and functional models that have
@@ -251,6 +251,8 @@ class Options(Configured):
             return False
         if self.outputs == "interpolate":
             return True
+        if solver.gradient.discretises:
+            return False
         try:
             method = self._method().with_interpolant()
         except ValueError:
@@ -280,6 +282,11 @@ class Options(Configured):
         if not (is_int(self.batch_axis, 0) and self.batch_axis == 0):
             raise ValueError(
                 f"`batch_axis` must be 0, the first axis, or None. Received: {self.batch_axis!r}"
+            )
+        if get_gradient(self.gradient).discretises:
+            raise ValueError(
+                "`batch_axis` can't be given together with `gradient='reversible'`. Use another "
+                f"`gradient`. Received: gradient={self.gradient!r}"
             )
         if self.dense or self.outputs == "steps":
             raise ValueError(

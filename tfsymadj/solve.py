@@ -243,7 +243,7 @@ def _solve(
     same = known and jumps is None and not functions and not solver.lanes
     watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
-        dynamics=_closed(function, like, dynamics, solver, caller),
+        dynamics=_closed(function, like, dynamics, solver, caller, state),
         ys=ys,
         stops=stops,
         between=times if solver.interpolates and not solver.dense else None,
@@ -279,9 +279,10 @@ def _function(dynamics, state, args, ys, autonomous, solver):
     return _queue(of, args, ys, solver.width)
 
 
-def _closed(function, ys, dynamics, solver, caller):
+def _closed(function, ys, dynamics, solver, caller, state):
     """The closed dynamics of a solve."""
     closed = close(function, ys, dynamics(), caller, solver.jit_compile, solver.lanes)
+    closed.narrow = any(y.dtype == tf.float16 for y in tf.nest.flatten(state))
     if solver.method.splits:
         closed.live = list(range(len(ys)))  # halves of what the backward pass sees, too
     return closed

@@ -95,7 +95,8 @@ def test_a_failed_solve_has_no_gradient(name, mode):
 
 
 @pytest.mark.parametrize(
-    "name", partly_slow(GRADIENTS, "backprop", "baseline", "aca", "continuous_adjoint")
+    "name",
+    partly_slow(GRADIENTS, "backprop", "baseline", "aca", "continuous_adjoint", "reversible"),
 )
 def test_in_a_layer(name, tmp_path):
     keras.utils.set_random_seed(0)

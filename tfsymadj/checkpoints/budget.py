@@ -233,7 +233,7 @@ class _Budget(Recording):
         table = self._table()
         # The state of the segment after this one has had its turn.
         depth = depth - tf.cast(entry(positions, depth) > segment, tf.int32)
-        ys = [tf.ensure_shape(entry(c, entry(order, depth)), y.shape) for c, y in zip(slots, like)]
+        ys = [buffers.as_before(entry(c, entry(order, depth)), y) for c, y in zip(slots, like)]
 
         def body(position, ys, slots, positions, depth):
             push = position > entry(positions, depth)
@@ -307,7 +307,7 @@ class _LaneBudget(_Budget):
         used = tf.logical_and(top(positions, depth) > segment, tf.logical_not(waits))
         depth = depth - tf.cast(used, tf.int32)
         ys = [
-            tf.ensure_shape(tf.gather(c, buffers.lane_row(top(order, depth), y)), y.shape)
+            buffers.as_before(tf.gather(c, buffers.lane_row(top(order, depth), y)), y)
             for c, y in zip(slots, like)
         ]
 

@@ -14,6 +14,9 @@ import tensorflow as tf
 
 from tfsymadj.xla import repeated
 
+#: What holds bfloat16: XLA makes float32 of whole buffers of these numbers on a CPU.
+_BITS = tf.int16
+
 
 def dense_rows(rows, like, zeros=True):
     """Zeros of shape `[rows, *like.shape]`, of `like`'s dtype.
@@ -55,13 +58,15 @@ def write_row(buffer, row, value):
     It is written in place and never copied, so that another holder would see it change. Under XLA
     `value` should be a loop variable, see `for_branches`.
     """
+    value = _for(buffer, value)
     rows, values = _as_rows(row, value)
 
     def in_place():
         return tf.raw_ops.InplaceUpdate(x=buffer, i=rows, v=values)
 
     # On a GPU that operation knows no complex numbers.
-    return _by_device(buffer, row, value, in_place, None if buffer.dtype.is_complex else in_place)
+    known = not (buffer.dtype.is_complex or buffer.dtype == _BITS)
+    return _by_device(buffer, row, value, in_place, in_place if known else None)
 
 
 def replace_row(buffer, row, value):
@@ -69,11 +74,35 @@ def replace_row(buffer, row, value):
 
     Under XLA `value` should be a loop variable, see `for_branches`.
     """
+    value = _for(buffer, value)
 
     def replaced():
         return _replaced(buffer, row, value)
 
     return _by_device(buffer, row, value, replaced, replaced)
+
+
+def in_dtype(like, dtype):
+    """A tensor whose rows hold those of `like` rounded to a dtype."""
+    found = tf.cast(like, dtype)
+    return tf.bitcast(found, _BITS) if found.dtype == tf.bfloat16 else found
+
+
+def _for(buffer, value):
+    if buffer.dtype == value.dtype:
+        return value
+    return in_dtype(value, tf.bfloat16 if buffer.dtype == _BITS else buffer.dtype)
+
+
+def as_before(x, like):
+    """A row that was read, in the dtype that it had before it was written.
+
+    What was too large for a buffer of half precision is NaN.
+    """
+    if x.dtype != like.dtype:
+        x = tf.cast(tf.bitcast(x, tf.bfloat16) if x.dtype == _BITS else x, like.dtype)
+        x = tf.where(tf.math.is_finite(x), x, x - x)
+    return tf.ensure_shape(x, like.shape)
 
 
 def _by_device(buffer, row, value, on_cpu, on_gpu):

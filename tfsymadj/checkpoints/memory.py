@@ -58,11 +58,17 @@ def automatic_recording(problem):
     if None in sizes:
         return root_recording(problem)
     tape = _step_tape(problem)
-    tapes_steps = tape is not None and tape <= FREE
+    single = tape is not None and tape <= FREE
     free = FREE_ADAPTIVE
     if problem.known_length:
-        free = FREE - tape if tapes_steps else FREE
-    return root_recording(problem, tapes_steps, free // max(sum(sizes), 1))
+        free = FREE - tape if single else FREE
+    return root_recording(problem, single, free // max(sum(sizes), 1))
+
+
+def tapes_steps(problem):
+    """Whether the activations of all stages of a step are few enough for one tape."""
+    tape = _step_tape(problem)
+    return tape is not None and tape <= FREE
 
 
 def root_recording(problem, tapes_steps=False, room=0):

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfsymadj.arithmetic import entry
+from tfsymadj.checkpoints import buffers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Recording:
         ring: of how many steps, the last ones, these values are kept: 0, or `stride`: the backward
             pass puts those of the other segments into the same place.
         tapes_steps: whether there is one tape for a step, not one for each stage.
+        dtype: in which states and values are kept; None: in their own.
     """
 
     stride: Any
     rows: Any
     ring: Any = 0
     tapes_steps: bool = False
+    dtype: Any = None
 
     @property
     def keeps_states(self):
@@ -73,9 +76,7 @@ class Recording:
         Returns:
             `(ys, held)`.
         """
-        return [
-            tf.ensure_shape(entry(c, segment), y.shape) for c, y in zip(checkpoints, like)
-        ], held
+        return [buffers.as_before(entry(c, segment), y) for c, y in zip(checkpoints, like)], held
 
     def num_advanced(self, num_accepted):
         """How many steps `restore` will advance in all, int32."""

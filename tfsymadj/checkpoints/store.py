@@ -50,6 +50,8 @@ class Store:
     def empty(self, like: list) -> Kept:
         """What the loop begins with, for the parts of the state to be kept."""
         recording, count = self._recording, self._num_values
+        if recording.dtype is not None:
+            like = [buffers.in_dtype(y, recording.dtype) for y in like]
         rows = buffers.lane_rows if self._lanes else buffers.dense_rows
         ring = recording.ring + self._lanes
         return Kept(
@@ -119,9 +121,9 @@ class Ring:
         row, found = n % self._ring, []
         for r, y in zip(rows, like):
             values = tf.reshape(r, tf.concat([[-1], tf.shape(r)[2:]], 0))
-            found.append((values, row * tf.shape(r)[1], y.shape))
+            found.append((values, row * tf.shape(r)[1], y))
         return lambda i: [
-            tf.ensure_shape(entry(values, first + i), shape) for values, first, shape in found
+            buffers.as_before(entry(values, first + i), y) for values, first, y in found
         ]
 
 
@@ -143,7 +145,7 @@ class LaneRing:
             found = []
             for r, y in zip(rows, like):
                 r = tf.reshape(r, tf.concat([[-1], tf.shape(y)[:1], tf.shape(r)[1:]], 0))
-                found.append(tf.ensure_shape(tf.gather(entry(r, row), i, axis=1), y.shape))
+                found.append(buffers.as_before(tf.gather(entry(r, row), i, axis=1), y))
             return self._resting(n, found)
 
         return value

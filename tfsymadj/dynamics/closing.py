@@ -13,6 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsymadj import _platform
+from tfsymadj.arithmetic import balance, scaled
 from tfsymadj.dynamics import contents
 from tfsymadj.dynamics.identity import MAX_VALUES
 from tfsymadj.dynamics.reproducible import (
@@ -52,7 +53,10 @@ class ClosedDynamics:
         live: indices of the parts of the state that the dynamics depend on. The others are mere
             integrals along the solution: a backward pass needs no values of them.
         time: `tf.TensorSpec` of the time that they are called with.
+        narrow: whether they get states of float16, to which cotangents are scaled then.
     """
+
+    narrow = False
 
     def __init__(self, function, captured, variables, unseen, inputs, caller, live, time):
         self._function = function
@@ -157,7 +161,10 @@ class ClosedDynamics:
             `(gradients, values)`: `Sources`, None where the dynamics don't depend on one, and a
             list of tensors, or None without `with_values`.
         """
-        sources = self.sources(ys, [t] if with_values else [])
+        sources, scale = self.sources(ys, [t] if with_values else []), None
+        if self.narrow:
+            scale = balance(cotangents)
+            cotangents = scaled(cotangents, scale)
         with self.substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
@@ -166,6 +173,8 @@ class ClosedDynamics:
         found = tf.nest.map_structure(
             lambda g: None if g is None else tf.convert_to_tensor(g), found
         )
+        if scale is not None:
+            found = scaled(found, 1.0 / scale)
         dys = [
             tf.zeros_like(y) if g is None else tf.ensure_shape(g, y.shape)
             for g, y in zip(found.ys, ys)

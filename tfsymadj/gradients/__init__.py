@@ -6,6 +6,7 @@ from tfsymadj.gradients.backprop import Backprop
 from tfsymadj.gradients.continuous_adjoint import ContinuousAdjoint
 from tfsymadj.gradients.gradient import Gradient
 from tfsymadj.gradients.no_gradient import NoGradient, gradient_is_wanted, no_gradient
+from tfsymadj.gradients.reversible import Reversible
 from tfsymadj.gradients.solve_checkpoint import SolveCheckpoint
 from tfsymadj.gradients.step_checkpoint import StepCheckpoint
 from tfsymadj.gradients.symplectic_adjoint import SymplecticAdjoint
@@ -17,6 +18,7 @@ GRADIENTS = {
     "baseline": SolveCheckpoint,
     "aca": StepCheckpoint,
     "continuous_adjoint": ContinuousAdjoint,
+    "reversible": Reversible,
 }
 
 
@@ -29,7 +31,7 @@ def _by_name(name):
 def get_gradient(gradient):
     """A gradient object from its name; objects are returned as they are.
 
-    Inside of `no_gradient` it is `NoGradient` whatever is asked for.
+    Inside of `no_gradient` it is `NoGradient` whatever is asked for, in the same scheme.
 
     Raises:
         ValueError: for an unknown name.
@@ -37,7 +39,9 @@ def get_gradient(gradient):
     if isinstance(gradient, str) and gradient in GRADIENTS:
         gradient = _by_name(gradient)
     if isinstance(gradient, Gradient):
-        return gradient if gradient_is_wanted() else NoGradient()
+        if gradient_is_wanted():
+            return gradient
+        return NoGradient(gradient if gradient.discretises else None)
     raise ValueError(
         f"`gradient` must be one of {sorted(GRADIENTS)}, or an object such as "
         f"`SymplecticAdjoint()`. Received: {gradient!r}"
@@ -50,6 +54,7 @@ __all__ = [
     "ContinuousAdjoint",
     "Gradient",
     "NoGradient",
+    "Reversible",
     "SolveCheckpoint",
     "StepCheckpoint",
     "SymplecticAdjoint",

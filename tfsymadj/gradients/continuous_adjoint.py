@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj import _platform
 from tfsymadj.arithmetic import accumulator, inner
 from tfsymadj.config import is_real
 from tfsymadj.dynamics.augmented import AdjointSystem
 from tfsymadj.dynamics.closing import Sources
-from tfsymadj.gradients.recomputing import Recomputing
+from tfsymadj.gradients.recomputing import Recomputing, once
 from tfsymadj.loop.failures import is_success, poison
 from tfsymadj.loop.integrate import integrate
 from tfsymadj.methods import ButcherTableau, get_method
@@ -196,7 +195,8 @@ class ContinuousAdjoint(Recomputing):
         found = tf.nest.pack_sequence_as(inputs, [*adjoints, *gradients])
         times = [*(tf.zeros_like(x) for x in problem.all_times[:-1]), d_ts]
         found = poison(found._replace(times=times if problem.with_time else []), status)
-        return tf.nest.pack_sequence_as(found, _once(tf.nest.flatten(found)))
+        message = "`ContinuousAdjoint` has no second derivatives; use `SymplecticAdjoint`."
+        return tf.nest.pack_sequence_as(found, once(tf.nest.flatten(found), message))
 
     def backward_evaluations(self, problem, recording, outcome):
         method, controller = self._solver(problem)
@@ -212,12 +212,3 @@ def _augmented(tolerance, size, others):
     leaves = [tolerance_of(tolerance, i, size) for i in range(size)]
     smallest = min(float(np.min(leaf)) for leaf in leaves)
     return [*leaves, *leaves, *[smallest] * others]
-
-
-def _once(xs):
-    def refuse(_):
-        raise RuntimeError(
-            "`ContinuousAdjoint` has no second derivatives; use `SymplecticAdjoint`."
-        )
-
-    return _platform.with_gradient([tf.identity(x) for x in xs], xs, refuse)

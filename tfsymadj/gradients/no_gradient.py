@@ -30,13 +30,32 @@ class NoGradient(Gradient):
     consists of float32 operations and converts to TFLite and ONNX; with at most 33 output times,
     since these know no lists of tensors whose sizes are not static. See `no_gradient`.
 
+    Args:
+        like: the gradient in whose scheme to solve, if that is not the method's own: `Reversible`.
+
     Example:
 
     >>> import tfsymadj
     >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient=tfsymadj.NoGradient())
     """
 
+    def __init__(self, like: Gradient | None = None):
+        self.like = like
+
+    def get_config(self):
+        return {} if self.like is None else {"like": self.like}
+
+    @property
+    def discretises(self):
+        return self.like is not None
+
     def solve(self, problem):
+        if self.like is None:
+            return self._solve(problem)
+        outcome = self._solve(self.like.discretised(problem))
+        return outcome._replace(ys=outcome.ys[: len(problem.ys)])
+
+    def _solve(self, problem):
         first, *others = _parts(problem)
         outcome = integrate(first)
         for part in others:

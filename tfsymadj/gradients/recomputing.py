@@ -75,6 +75,15 @@ class Recomputing(Gradient):
         return outcome.with_states(states)._replace(stats=stats)
 
 
+def once(xs: list, message: str) -> list:
+    """Tensors that raise a `RuntimeError` where they are differentiated."""
+
+    def refuse(_):
+        raise RuntimeError(message)
+
+    return _platform.with_gradient([tf.identity(x) for x in xs], xs, refuse)
+
+
 def _refuse_changes(dynamics, snapshot, gradients):
     """The gradients, if another evaluation is one of the same function; NaN under XLA."""
     unchanged = dynamics.unchanged(snapshot)

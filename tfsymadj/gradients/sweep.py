@@ -83,7 +83,21 @@ class Sweep:
         )
         if self._outputs.interpolates and not self._method.extends:
             state = self._from_the_end(state)
-        recording = self._recording
+        totals = self.over_steps(state).totals
+
+        def in_dtype_of(inputs, gradients):
+            return [tf.cast(g, x.dtype) for g, x in zip(gradients, inputs)]
+
+        return Sources(
+            self._with_mark(0, [a + g[0] for a, g in zip(totals.ys, self._cotangents)]),
+            in_dtype_of(dynamics.captured, totals.captured),
+            in_dtype_of(dynamics.variables, totals.variables),
+            self._times(totals) if problem.with_time else [],
+        )
+
+    def over_steps(self, state):
+        """The adjoint over all steps, by what the recording has of them."""
+        problem, recording = self._problem, self._recording
         first = recording.num_not_kept(self._accepted, self._written)
         kept = self._accepted - first
         together = (
@@ -101,17 +115,7 @@ class Sweep:
         if recording.keeps_states:
             with _ready(state):
                 state = self._segments(first, state, kept if together else None)
-        totals = state.totals
-
-        def in_dtype_of(inputs, gradients):
-            return [tf.cast(g, x.dtype) for g, x in zip(gradients, inputs)]
-
-        return Sources(
-            self._with_mark(0, [a + g[0] for a, g in zip(totals.ys, self._cotangents)]),
-            in_dtype_of(dynamics.captured, totals.captured),
-            in_dtype_of(dynamics.variables, totals.variables),
-            self._times(totals) if problem.with_time else [],
-        )
+        return state
 
     def _times(self, totals):
         """The gradients for the times of all kinds."""
@@ -338,9 +342,14 @@ class Sweep:
             if jumps is not None:
                 ys = start(0) if callable(start) else start
                 before, sums = self._last_slope(jumps, n - 1, grid.start(n), ys, before, sums)
-        totals, lows = compensated_sum(totals._replace(ys=adjoints, times=[]), sums)
-        stops = [to_stops(grid, g, n, *times) for g in state.totals.times]
-        return _Adjoint(totals._replace(times=stops), lows, before)
+        return self._before(state, n, adjoints, sums._replace(times=times), before)
+
+    def _before(self, state, n, adjoints, sums, inside):
+        """`_Adjoint` before step n, from that after it and from what its adjoint returned."""
+        totals = state.totals._replace(ys=adjoints, times=[])
+        totals, lows = compensated_sum(totals, sums._replace(times=[]))
+        stops = [to_stops(self._grid, g, n, *sums.times) for g in state.totals.times]
+        return _Adjoint(totals._replace(times=stops), lows, inside)
 
     def _inside(self, n):
         """`StepCotangents` of step n; of none for n = -1."""

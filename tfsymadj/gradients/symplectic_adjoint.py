@@ -4,6 +4,10 @@ Matsubara, Miyatake, Yaguchi: Symplectic Adjoint Method for Exact Gradient of Ne
 Minimal Memory, NeurIPS 2021, arXiv:2102.09750; IEEE TNNLS 35(8), 2024.
 """
 
+import dataclasses
+
+import tensorflow as tf
+
 from tfsymadj.checkpoints.budget import budget_recording
 from tfsymadj.checkpoints.memory import (
     as_bytes,
@@ -14,10 +18,11 @@ from tfsymadj.checkpoints.memory import (
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.config import is_int
 from tfsymadj.gradients.backprop import Backprop
-from tfsymadj.gradients.recomputing import Recomputing
+from tfsymadj.gradients.recomputing import Recomputing, once
 from tfsymadj.gradients.sweep import Sweep, planned_evaluations
 
 _CHECKPOINTS = ("auto", "sqrt", "steps", "stages")
+_HALF = ("float16", "bfloat16")
 
 
 class SymplecticAdjoint(Recomputing):
@@ -64,9 +69,16 @@ class SymplecticAdjoint(Recomputing):
             all steps, of as many as fit, or of segments; binomial checkpointing. Where the sizes of
             the state are not known when the solve is traced, no fewer states are held than with
             `"sqrt"`.
+        checkpoint_dtype: `"float16"` or `"bfloat16"`: what the forward pass keeps of a float32
+            state takes half the bytes, and the gradient is no longer exact, but off by the order of
+            that dtype's precision: the backward pass begins each segment with a rounded state
+            (mixed precision as in Celledoni, Owren, Ruthotto and Yang, arXiv:2510.23498). States of
+            half precision are solved in float32, too. A state beyond 65504 makes the gradient NaN
+            with `"float16"`. `memory` counts full precision. Second derivatives raise.
 
     Raises:
-        ValueError: if `checkpoints` or `memory` is none of these, or both are given.
+        ValueError: if `checkpoints`, `memory` or `checkpoint_dtype` is none of these, or the first
+            two are both given.
 
     Example:
 
@@ -75,7 +87,13 @@ class SymplecticAdjoint(Recomputing):
     >>> y = tfsymadj.odeint(lambda t, y: -y, [1.0], [0.0, 1.0], gradient=gradient)
     """
 
-    def __init__(self, checkpoints: str | int = "auto", *, memory: int | str | None = None):
+    def __init__(
+        self,
+        checkpoints: str | int = "auto",
+        *,
+        memory: int | str | None = None,
+        checkpoint_dtype: str | None = None,
+    ):
         if is_int(checkpoints):
             checkpoints = int(checkpoints)
         # The least budget depends on the method: see `budget_recording`.
@@ -90,14 +108,22 @@ class SymplecticAdjoint(Recomputing):
                 "`checkpoints` and `memory` can't both be given. "
                 f"Received: checkpoints={checkpoints!r}, memory={memory!r}"
             )
+        if checkpoint_dtype is not None and checkpoint_dtype not in _HALF:
+            raise ValueError(
+                f"`checkpoint_dtype` must be one of {list(_HALF)}, or None. "
+                f"Received: {checkpoint_dtype!r}"
+            )
         self.checkpoints = checkpoints
         self.memory = memory
+        self.checkpoint_dtype = checkpoint_dtype
         self._bytes = None if memory is None else as_bytes(memory)
 
     def get_config(self):
-        if self.memory is not None:
-            return {"memory": self.memory}
-        return {"checkpoints": self.checkpoints}
+        name = "checkpoints" if self.memory is None else "memory"
+        config = {name: getattr(self, name)}
+        if self.checkpoint_dtype is not None:
+            config["checkpoint_dtype"] = self.checkpoint_dtype
+        return config
 
     @property
     def plans_by_length(self):
@@ -108,6 +134,18 @@ class SymplecticAdjoint(Recomputing):
         return Backprop().solve(problem) if recording is None else self._keeping(recording, problem)
 
     def recording(self, problem):
+        recording, dtype = self._recording(problem), self.checkpoint_dtype
+        if dtype is None or recording is None:
+            return recording
+        for i in problem.dynamics.live:
+            if problem.ys[i].dtype != tf.float32:
+                raise ValueError(
+                    "`checkpoint_dtype` is for states of float32 and of half precision. Leave it "
+                    f"out. Received: a state of {problem.ys[i].dtype.name} and {self!r}"
+                )
+        return dataclasses.replace(recording, dtype=dtype)
+
+    def _recording(self, problem):
         n, checkpoints = problem.max_steps, self.checkpoints
         if self._bytes is not None:
             return memory_recording(problem, self._bytes)
@@ -130,7 +168,14 @@ class SymplecticAdjoint(Recomputing):
         return recording
 
     def backward(self, problem, recording, outcome, cotangents):
-        return Sweep(problem, recording, outcome, cotangents).run()
+        found = Sweep(problem, recording, outcome, cotangents).run()
+        if recording.dtype is None:
+            return found
+        flat = once(
+            tf.nest.flatten(found),
+            "`SymplecticAdjoint(checkpoint_dtype=...)` has no second derivatives; leave that out.",
+        )
+        return tf.nest.pack_sequence_as(found, flat)
 
     def backward_evaluations(self, problem, recording, outcome):
         return planned_evaluations(problem, recording, outcome)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add, add_terms, inner, quotient
+from tfsymadj.arithmetic import add, add_terms, balance, inner, quotient, scaled
 from tfsymadj.dynamics.closing import ClosedDynamics, Sources
 
 #: `(t, ys) -> dys` over lists of tensors.
@@ -224,6 +224,20 @@ class Method:
 
         Gradient methods take it where the activations of all stages may be held at a time.
         """
+        return self.step_and_vjp(dynamics, t, h, ys, adjoints, sums, with_time, slopes)[1]
+
+    def step_and_vjp(
+        self,
+        dynamics: ClosedDynamics,
+        t: tf.Tensor,
+        h: tf.Tensor,
+        ys: list,
+        adjoints: list,
+        sums: Sources,
+        with_time: bool = False,
+        slopes: SlopeCotangents | None = None,
+    ) -> tuple[Step, Sources]:
+        """A step, and `vjp` of the same evaluations."""
         sources = dynamics.sources(ys, [t, h] if with_time else [])
         with dynamics.substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -238,7 +252,14 @@ class Method:
                 own = [list(x) for x in zip(*own)]
                 first = own[0] if slopes.first is None else add(own[0], slopes.first)
                 cotangents += [first, *own[1:]]
+            scale = None
+            if dynamics.narrow:  # those of the slopes, which are as long as the step
+                size = tf.cast(tf.reduce_max(tf.abs(h)), tf.float32)
+                scale = balance([*scaled(adjoints, size), *tf.nest.flatten(cotangents[1:])])
+                cotangents = scaled(cotangents, scale)
             found = tape.gradient(targets, sources, output_gradients=cotangents)
+        if scale is not None:
+            found = scaled(found, 1.0 / scale)
         times = found.times
         if with_time:
             start, size = times
@@ -249,4 +270,4 @@ class Method:
                 times = [times[0], tf.add_n([size, *explicit])]
                 if slopes.first is not None:
                     times.append(inner(slopes.first, step.slopes[0], lanes))
-        return add_terms(sums, found._replace(times=[]))._replace(times=times)
+        return step, add_terms(sums, found._replace(times=[]))._replace(times=times)
