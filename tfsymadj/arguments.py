@@ -74,6 +74,37 @@ def stopped(args, positions):
     return tf.nest.pack_sequence_as(args, flat)
 
 
+def as_mass(mass, state):
+    """The mass matrices as a list, for each tensor of the state a matrix or None."""
+    several = tf.nest.is_nested(state)
+    if several:
+        try:
+            tf.nest.assert_same_structure(mass, state)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "`mass` must have the structure of `y0`, with a matrix or None for each of its "
+                f"tensors. Received: {mass!r}"
+            ) from error
+    found = []
+    for m, y in zip(tf.nest.flatten(mass) if several else [mass], tf.nest.flatten(state)):
+        if m is None:
+            found.append(None)
+            continue
+        if callable(m) and not isinstance(m, (tf.Variable, keras.Variable)):
+            raise TypeError(f"`mass` must be a constant matrix, no function. Received: {m!r}")
+        given = m
+        m = _as_tensor("mass", m)
+        size = y.shape[-1] if y.shape.rank else None
+        if size is None or m.shape != (size, size) or m.dtype.is_complex:
+            raise ValueError(
+                "`mass` must be a real matrix of as many rows and columns as the last axis of `y0` "
+                f"has entries, {size}. Received: {given!r} for y0 of shape {y.shape}"
+            )
+        m = m if m.dtype.is_floating else tf.cast(m, y.dtype.real_dtype)
+        found.append(m)
+    return found
+
+
 def _as_tensor(name, x):
     """`x` as a dense tensor of numbers."""
     try:

@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     TIMES_NOT_MONOTONIC = 5
     NON_FINITE_EVENT = 6
     NEWTON_FAILED = 7
+    INCONSISTENT_STATE = 8
 
 
 #: What happened, and what to change: completed by the time at which it happened.
@@ -62,6 +63,11 @@ MESSAGES = {
         "`max_iterations` of `Newton`. The first axis of states that have more than one counts as "
         "examples that don't depend on each other: if they do, use "
         "`newton=tfsymadj.Newton(jacobian='whole')`."
+    ),
+    Status.INCONSISTENT_STATE: (
+        "With a singular `mass`, `y0` must solve the equations without a derivative, at `t[0]`: "
+        "solve them for the components that they determine, by `tfsymadj.steady_state` say. If "
+        "they determine none uniquely, the index is greater than one: differentiate them."
     ),
 }
 

@@ -14,6 +14,7 @@ from tfsymadj._platform import vectorizing
 from tfsymadj.arithmetic import entry
 from tfsymadj.dynamics import calling
 from tfsymadj.dynamics.closing import close, refuse_forward_mode
+from tfsymadj.dynamics.mass import Mass, Weighed
 from tfsymadj.dynamics.variational import Variational
 from tfsymadj.events.event import as_function
 from tfsymadj.events.root import with_event
@@ -139,6 +140,8 @@ def solve_with(
         inputs["event_args"] = tuple(arguments.as_args(e.args, ys[0].dtype) for e in solver.events)
     if jumps is not None:
         inputs["jumps"] = jumps
+    if options.mass is not None:
+        inputs["mass"] = arguments.as_mass(options.mass, state)
     functions = [event.function for event in solver.events]
     if directions is not None:
         solver = dataclasses.replace(solver, along=directions.along)
@@ -198,6 +201,7 @@ def _solve(
     functions=(),
     event_args=(),
     jumps=None,
+    mass=None,
     num_steps=None,
     tangents=None,
     caller=None,
@@ -214,6 +218,7 @@ def _solve(
         functions: callables that return the functions of the events, and the tangents' variables.
         event_args: for each of them the tuple of its further arguments.
         jumps: likewise, or None.
+        mass: list of matrices and None, or None.
         num_steps: number of steps, int or int32 scalar, where an eager caller knows it.
         tangents: `Tangents`, or None.
         caller: see `dynamics.closing.close`.
@@ -227,7 +232,7 @@ def _solve(
     given, last = times, None
     if solver.lanes:
         times, ys, last = arguments.in_lanes(times, ys)
-    queue, function, like = _function(dynamics, state, args, ys, autonomous, solver)
+    queue, function, like = _function(dynamics, state, args, ys, autonomous, solver, mass)
     measured = clock = None
     if tangents is not None:
         measured, (*functions, variables) = len(ys), functions
@@ -270,12 +275,16 @@ def _solve(
     return _solution(problem, solver, state, given, positions)
 
 
-def _function(dynamics, state, args, ys, autonomous, solver):
+def _function(dynamics, state, args, ys, autonomous, solver, mass):
     """The `Queue` or None, the dynamics of lists of tensors, and a state to close them with."""
+
+    def of(args):
+        function = calling.as_function(dynamics, state, args, autonomous)
+        return function if mass is None else Weighed(function, Mass(mass))
+
     batch = ys[0].shape[0] if solver.lanes else None
     if solver.width is None or (batch is not None and batch <= solver.width):
-        return None, calling.as_function(dynamics, state, args, autonomous), ys
-    of = functools.partial(calling.as_function, dynamics, state, autonomous=autonomous)
+        return None, of(args), ys
     return _queue(of, args, ys, solver.width)
 
 

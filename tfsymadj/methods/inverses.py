@@ -87,7 +87,8 @@ class KrylovInverse(Inverse):
             products = [
                 product(t, x, part) for t, x, part in zip(block.ts, xs, tf.split(u, count, 1))
             ]
-            return u - tf.concat(block.combined(h, products, transposed), 1)
+            left = block.weighed(system, h, u, transposed)
+            return left - tf.concat(block.combined(h, products, transposed), 1)
 
         # Three rounds lead to rounding.
         return gmres(applied, v, epsilon(v.dtype) ** (1 / 3))
