@@ -93,6 +93,8 @@ def as_mass(mass, state):
         if callable(m) and not isinstance(m, (tf.Variable, keras.Variable)):
             raise TypeError(f"`mass` must be a constant matrix, no function. Received: {m!r}")
         given = m
+        if isinstance(m, (list, tuple)) and not any(map(tf.is_tensor, tf.nest.flatten(m))):
+            m = np.asarray(m)  # numbers of Python: not rounded to float32
         m = _as_tensor("mass", m)
         size = y.shape[-1] if y.shape.rank else None
         if size is None or m.shape != (size, size) or m.dtype.is_complex:

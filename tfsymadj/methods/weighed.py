@@ -40,7 +40,7 @@ class WeighedStages(Stages):
         there = tf.stop_gradient(system.pack(slope))
         residual = self._residual(block, packed, there, z)
         update = system.inverse.times(kept, residual, block, size, [self._start + z])
-        z = self._updated(z, update, there)
+        z = tf.stop_gradient(self._updated(z, update, there))
         own = coefficients(self._h, [a[0, 0]], self._ys)
         right = add(known, combine(own, [slope], self._ys))
         self._moved = self._differentiable_move(block, kept, z, right)
