@@ -340,5 +340,6 @@ def test_saved(kind, tmp_path):
         again = keras.models.load_model(tmp_path / "model.keras")
     else:
         model.export(tmp_path / "model", verbose=False)
-        again = tf.saved_model.load(tmp_path / "model").serve
+        loaded = tf.saved_model.load(tmp_path / "model")
+        again = loaded.serve
     np.testing.assert_array_equal(again(tf.constant(y0)), model(y0))
