@@ -14,6 +14,7 @@ which the same M preconditions, in any of the forms of `inverses` (Hairer, Wanne
 Differential Equations II, section IV.8, for the iteration).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,13 @@ class Newton(Configured):
             goes on to rounding. The error of gradients is of the order of the tolerance, too.
         max_iterations: after so many the stages count as not solved: an adaptive solve takes a
             smaller step, else the status is `Status.NEWTON_FAILED`.
+        preconditioner: with `"krylov"`, callable `(t, y, size)` that returns about the inverse of
+            I - size df/dy: a function, linear, from what is like `y` to the same, or a
+            `tf.linalg.LinearOperator` for the last axes of y, such as `operator.inverse()`. GMRES
+            takes fewer products the better that is; the numbers stay the same. `y` is the state at
+            a stage, or a list of its tensors if there are several, and `size` a scalar, or with
+            `batch_axis` one number for each example, as `t`. The gradient takes the transpose, of
+            a function by a tape. None: there is none.
 
     Raises:
         ValueError: if an argument is none of these.
@@ -85,6 +93,7 @@ class Newton(Configured):
         jacobian: str = "dense",
         tolerance: float | None = None,
         max_iterations: int = 50,
+        preconditioner: Callable | None = None,
     ):
         if jacobian not in _JACOBIANS:
             raise ValueError(f"`jacobian` must be one of {_JACOBIANS}. Received: {jacobian!r}")
@@ -96,7 +105,13 @@ class Newton(Configured):
             raise ValueError(
                 f"`max_iterations` must be an integer, at least 2. Received: {max_iterations!r}"
             )
+        if preconditioner is not None and not (callable(preconditioner) and jacobian == "krylov"):
+            raise ValueError(
+                "`preconditioner` must be callable, and needs `jacobian='krylov'`. "
+                f"Received: {preconditioner!r}, jacobian={jacobian!r}"
+            )
         self.jacobian = jacobian
+        self.preconditioner = preconditioner
         self.tolerance = None if tolerance is None else float(tolerance)
         self.max_iterations = int(max_iterations)
 
@@ -105,6 +120,7 @@ class Newton(Configured):
             "jacobian": self.jacobian,
             "tolerance": self.tolerance,
             "max_iterations": self.max_iterations,
+            "preconditioner": self.preconditioner,
         }
 
 
@@ -468,7 +484,7 @@ class Block(NamedTuple):
         rows = []
         for i in range(count):
             blocks = [
-                (h * self._number(i, j, h))[..., tf.newaxis] * jacobians[i if by_row else j]
+                (h * self.number(i, j, h))[..., tf.newaxis] * jacobians[i if by_row else j]
                 for j in range(count)
             ]
             rows.append(blocks[0] if count == 1 else tf.concat(blocks, 2))
@@ -480,7 +496,7 @@ class Block(NamedTuple):
 
     def where(self, h, x, y):
         """`x` where a single stage has an equation, `y` where h or a is zero."""
-        return tf.where(tf.not_equal(h * self._number(0, 0, h), 0.0), x, y)
+        return tf.where(tf.not_equal(h * self.number(0, 0, h), 0.0), x, y)
 
     def weighed(self, system, h, x, transposed=False):
         """M x for a mass matrix M, or M^T x; x without one, and where h or a is zero."""
@@ -490,7 +506,8 @@ class Block(NamedTuple):
         product = system.mass.vjp(t, x, x) if transposed else system.mass.slopes(t, x)
         return self.where(h, product, x)
 
-    def _number(self, i, j, h):
+    def number(self, i, j, h):
+        """a_ij in the dtype of h."""
         number = self.a[i][j]
         # A Python number would be rounded to float32 first.
         return tf.cast(number, h.dtype) if tf.is_tensor(number) else tf.constant(number, h.dtype)
@@ -501,7 +518,7 @@ class Block(NamedTuple):
         for i in range(count):
             total = None
             for j in range(count):
-                number = h * self._number(*((j, i) if transposed else (i, j)), h)
+                number = h * self.number(*((j, i) if transposed else (i, j)), h)
                 total = number * xs[j] if total is None else total - (-number) * xs[j]
             found.append(total)
         return found
@@ -510,7 +527,7 @@ class Block(NamedTuple):
         """y with h sum_j a_ji y_j = x_i, a list; where h or a single a is zero, `others`."""
         count = len(self.ts)
         if count == 1:
-            size, inverse = h * self._number(0, 0, h), [[1.0]]
+            size, inverse = h * self.number(0, 0, h), [[1.0]]
         else:
             size, inverse = h, np.linalg.inv(np.transpose(self.a)).tolist()
         proper = tf.not_equal(size, 0.0)
