@@ -193,17 +193,23 @@ def test_differences():
         )
     )
     inputs = [problem.y0, problem.t, *problem.args, tf.constant(SINGULAR)]
+
+    def along(u, v):
+        return consistent(np.array([1.0, 0.5]) + u, np.array([0.7, 1.5]) + v)
+
+    e = 1e-5
     for i, name in enumerate(["y0", "t", "a", "mass"]):
-        direction = tf.constant(random.normal(size=inputs[i].shape))
-        # Along the consistent ones.
-        if name in ("y0", "a"):
-            continue
-        values = []
-        for e in (1e-5, -1e-5):
-            moved = [x + e * direction if j == i else x for j, x in enumerate(inputs)]
-            values.append(solve(*moved))
-        difference = (values[0] - values[1]) / 2e-5
-        assert abs(difference - np.sum(found[name] * direction)) < 1e-7 * (1 + abs(difference))
+        direction = random.normal(size=inputs[i].shape)
+        if name == "y0":
+            moves = [along(*(sign * e * direction[:2, :2])) for sign in (1, -1)]
+        else:
+            if name == "a":
+                direction[2] = 0.0  # of the algebraic equation: y0 would not be consistent
+            moves = [inputs[i] + sign * e * direction for sign in (1, -1)]
+        values = [solve(*(inputs[:i] + [tf.constant(x)] + inputs[i + 1 :])) for x in moves]
+        difference = (values[0] - values[1]) / (2 * e)
+        expected = np.sum(found[name] * (np.asarray(moves[0]) - np.asarray(moves[1]))) / (2 * e)
+        assert abs(difference - expected) < 1e-7 * (1 + abs(difference))
 
 
 @pytest.mark.parametrize("mode", ["graph", slow("eager"), slow("xla")])

@@ -182,8 +182,8 @@ def test_preconditioner(method):
         actual = gradients(moving(), "symplectic_adjoint", "graph", newton=newton, **options)
         assert relative_error(actual, like) < EXACT
         found[name] = len(calls)
-    # With the inverse of the wrong side the backward pass alone would take more.
-    assert 0 < found["inverse"] < 0.3 * found["identity"]
+    # Were it not transposed, the backward pass alone would take more; gauss4 couples two stages.
+    assert 0 < found["inverse"] < (0.5 if method == "gauss4" else 0.3) * found["identity"]
 
 
 @pytest.mark.slow

@@ -105,8 +105,8 @@ class _Shape(NamedTuple):
     def of(cls, operator, y):
         if operator.dtype.is_complex and not y.dtype.is_complex:
             raise ValueError(
-                "`implicit` must be an operator of real vectors if `y0` is real; "
-                "`LinearOperatorCirculant` and the like take `input_output_dtype`. "
+                "`implicit`, or a `preconditioner`, must be an operator of real vectors if `y0` is "
+                "real; `LinearOperatorCirculant` and the like take `input_output_dtype`. "
                 f"Received: {operator!r} of {operator.dtype.name} for y0 of {y.dtype.name}"
             )
         length, count = operator.shape[-1], 1
@@ -115,8 +115,8 @@ class _Shape(NamedTuple):
             if count == length:
                 return cls(axis, length)
         raise ValueError(
-            "`implicit` must have as many columns as some of the last axes of `y0` have entries "
-            f"together. Received: {operator!r} of shape {operator.shape} for y0 of {y.shape}"
+            "`implicit`, or a `preconditioner`, must have as many columns as some of the last axes "
+            f"of `y0` have entries together. Received: {operator!r} of shape {operator.shape} for y0 of {y.shape}"
         )
 
     def vectors(self, operator, y):
@@ -179,6 +179,12 @@ def applied(operator, y):
     """The product of an operator and a tensor, see `Linear`."""
     x = _Shape.of(operator, y).vectors(operator, y)
     return _like(_product(operator, x), y)
+
+
+def adjoint(operator, y):
+    """The same of its adjoint."""
+    x = _Shape.of(operator, y).vectors(operator, y)
+    return _like(operator.matvec(x, adjoint=True), y)
 
 
 def _product(operator, x):

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfsymadj.dynamics.operators import applied
+from tfsymadj.dynamics.operators import adjoint, applied
 
 
 class Preconditioner:
@@ -44,8 +44,8 @@ class Preconditioner:
 
     def _applied(self, approximation, v):
         if isinstance(approximation, tf.linalg.LinearOperator):
-            operator = approximation.adjoint() if self._transposed else approximation
-            return self._packed([applied(operator, self._state(v)[0])])
+            product = adjoint if self._transposed else applied
+            return self._packed([product(approximation, self._state(v)[0])])
         if not self._transposed:
             return self._value(approximation, v)
         x = tf.zeros_like(v)
