@@ -116,7 +116,8 @@ class _Shape(NamedTuple):
                 return cls(axis, length)
         raise ValueError(
             "`implicit`, or a `preconditioner`, must have as many columns as some of the last axes "
-            f"of `y0` have entries together. Received: {operator!r} of shape {operator.shape} for y0 of {y.shape}"
+            f"of `y0` have entries together. Received: {operator!r} of shape {operator.shape} for "
+            f"y0 of {y.shape}"
         )
 
     def vectors(self, operator, y):
