@@ -1,5 +1,7 @@
 """The arguments of a solve as tensors, refused where they make no sense, by name."""
 
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -94,7 +96,8 @@ def as_mass(mass, state):
             raise TypeError(f"`mass` must be a constant matrix, no function. Received: {m!r}")
         given = m
         if isinstance(m, (list, tuple)) and not any(map(tf.is_tensor, tf.nest.flatten(m))):
-            m = np.asarray(m)  # numbers of Python: not rounded to float32
+            with contextlib.suppress(ValueError):  # which `_as_tensor` tells by name
+                m = np.asarray(m)  # numbers of Python: not rounded to float32
         m = _as_tensor("mass", m)
         size = y.shape[-1] if y.shape.rank else None
         if size is None or m.shape != (size, size) or m.dtype.is_complex:
