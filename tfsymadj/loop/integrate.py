@@ -224,6 +224,7 @@ class Loop:
         else:
             near = max(epsilon(y.dtype.real_dtype) for y in ys) ** 0.5
             fine = _largest(missing, self._lanes) <= near * _largest(ys, self._lanes)
+        fine = tf.logical_and(fine, finite(missing, self._lanes))  # a maximum may pass over NaN
         return first_failure(status, fine, Status.INCONSISTENT_STATE)
 
     def unfinished(self, c):
