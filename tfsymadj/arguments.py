@@ -77,7 +77,7 @@ def stopped(args, positions):
 
 
 def as_mass(mass, state):
-    """The mass matrices as a list, for each tensor of the state a matrix or None."""
+    """The mass matrices, a dict by the numbers of the tensors of the state that they are for."""
     several = tf.nest.is_nested(state)
     if several:
         try:
@@ -87,10 +87,9 @@ def as_mass(mass, state):
                 "`mass` must have the structure of `y0`, with a matrix or None for each of its "
                 f"tensors. Received: {mass!r}"
             ) from error
-    found = []
-    for m, y in zip(tf.nest.flatten(mass) if several else [mass], tf.nest.flatten(state)):
+    found, matrices = {}, tf.nest.flatten(mass) if several else [mass]
+    for i, (m, y) in enumerate(zip(matrices, tf.nest.flatten(state))):
         if m is None:
-            found.append(None)
             continue
         if callable(m) and not isinstance(m, (tf.Variable, keras.Variable)):
             raise TypeError(f"`mass` must be a constant matrix, no function. Received: {m!r}")
@@ -105,8 +104,7 @@ def as_mass(mass, state):
                 "`mass` must be a real matrix of as many rows and columns as the last axis of `y0` "
                 f"has entries, {size}. Received: {given!r} for y0 of shape {y.shape}"
             )
-        m = m if m.dtype.is_floating else tf.cast(m, y.dtype.real_dtype)
-        found.append(m)
+        found[i] = m if m.dtype.is_floating else tf.cast(m, y.dtype.real_dtype)
     return found
 
 

@@ -218,7 +218,7 @@ def _solve(
         functions: callables that return the functions of the events, and the tangents' variables.
         event_args: for each of them the tuple of its further arguments.
         jumps: likewise, or None.
-        mass: list of matrices and None, or None.
+        mass: dict of matrices by the numbers of the state's tensors, or None.
         num_steps: number of steps, int or int32 scalar, where an eager caller knows it.
         tangents: `Tangents`, or None.
         caller: see `dynamics.closing.close`.
@@ -280,7 +280,9 @@ def _function(dynamics, state, args, ys, autonomous, solver, mass):
 
     def of(args):
         function = calling.as_function(dynamics, state, args, autonomous)
-        return function if mass is None else Weighed(function, Mass(mass))
+        if mass is None:
+            return function
+        return Weighed(function, Mass([mass.get(i) for i in range(len(ys))]))
 
     batch = ys[0].shape[0] if solver.lanes else None
     if solver.width is None or (batch is not None and batch <= solver.width):
