@@ -243,11 +243,10 @@ def _solve(
     steps = arguments.as_count(solver.controller.num_steps(stops))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
         steps = num_steps
-    known = steps is not None
-    # Of examples some may be done before the others.
+    known = steps is not None  # of examples some may be done before the others
     same = known and jumps is None and not functions and not solver.lanes
-    watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
+        watch=_watch(functions, event_args, state, ys, solver, caller),
         dynamics=_closed(function, like, dynamics, solver, caller),
         ys=ys,
         stops=stops,
@@ -263,7 +262,6 @@ def _solve(
         every_step=solver.every_step,
         switches=switches,
         valid=_valid(times, jumps) if solver.dense or jumps is not None else None,
-        watch=watch,
         dense=solver.dense,
         jit_compile=solver.jit_compile,
         lanes=solver.lanes,
