@@ -1,5 +1,7 @@
 """The arguments of a solve as tensors, refused where they make no sense, by name."""
 
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -72,6 +74,38 @@ def stopped(args, positions):
     for i in positions:
         flat[i] = tf.stop_gradient(flat[i])
     return tf.nest.pack_sequence_as(args, flat)
+
+
+def as_mass(mass, state):
+    """The mass matrices, a dict by the numbers of the tensors of the state that they are for."""
+    several = tf.nest.is_nested(state)
+    if several:
+        try:
+            tf.nest.assert_same_structure(mass, state)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "`mass` must have the structure of `y0`, with a matrix or None for each of its "
+                f"tensors. Received: {mass!r}"
+            ) from error
+    found, matrices = {}, tf.nest.flatten(mass) if several else [mass]
+    for i, (m, y) in enumerate(zip(matrices, tf.nest.flatten(state))):
+        if m is None:
+            continue
+        if callable(m) and not isinstance(m, (tf.Variable, keras.Variable)):
+            raise TypeError(f"`mass` must be a constant matrix, no function. Received: {m!r}")
+        given = m
+        if isinstance(m, (list, tuple)) and not any(map(tf.is_tensor, tf.nest.flatten(m))):
+            with contextlib.suppress(ValueError):  # which `_as_tensor` tells by name
+                m = np.asarray(m)  # numbers of Python: not rounded to float32
+        m = _as_tensor("mass", m)
+        size = y.shape[-1] if y.shape.rank else None
+        if size is None or m.shape != (size, size) or m.dtype.is_complex:
+            raise ValueError(
+                "`mass` must be a real matrix of as many rows and columns as the last axis of `y0` "
+                f"has entries, {size}. Received: {given!r} for y0 of shape {y.shape}"
+            )
+        found[i] = m if m.dtype.is_floating else tf.cast(m, y.dtype.real_dtype)
+    return found
 
 
 def _as_tensor(name, x):

@@ -21,7 +21,7 @@ from tfsymadj.config import Configured, is_int, is_real
 from tfsymadj.dynamics.identity import Contents
 from tfsymadj.dynamics.variational import Along
 from tfsymadj.events import Event
-from tfsymadj.gradients import Gradient, get_gradient
+from tfsymadj.gradients import ContinuousAdjoint, Gradient, get_gradient
 from tfsymadj.methods import ButcherTableau, Method, Newton, get_method
 from tfsymadj.steps import ConstantSteps, Controller, PIController
 from tfsymadj.steps.tolerance import attainable, tolerance_of
@@ -45,6 +45,7 @@ class SolverOptions(TypedDict, total=False):
     max_step: float | None
     max_steps: int
     newton: Newton | None
+    mass: Any
     outputs: str
     jumps: Any
     event: Event | list[Event] | tuple[Event, ...] | None
@@ -77,6 +78,12 @@ class Options(Configured):
             one for each interval of `t`.
         newton: how the equations of an implicit method's stages are solved: `Newton`; None: as by
             `Newton()`.
+        mass: a constant matrix M `(d, d)` on the left, M dy/dt = dynamics(t, y), which acts on the
+            last axis of the state; or a nest of them like `y0`, with None for the identity. It may
+            be singular, where `y0` solves the equations without a derivative (differential-
+            algebraic equations of index 1); else the status is `Status.INCONSISTENT_STATE`. For
+            `"trbdf2"`, `"kvaerno3"`, `"kvaerno5"` and tables like theirs, without `jumps`, `event`,
+            `dense` and outputs inside of steps. Differentiable.
         outputs: `"step"`: a step ends at each entry of `t`; `"interpolate"`: at the last one only,
             the others come from the method's continuous extension, at no evaluation; `"auto"`:
             interpolated with adaptive steps, if the extension's order is the method's less one or
@@ -140,6 +147,7 @@ class Options(Configured):
     max_step: float | None = None
     max_steps: int = 4096
     newton: Newton | None = None
+    mass: Any = None
     outputs: str = "auto"
     jumps: Any = None
     event: Any = None
@@ -165,6 +173,7 @@ class Options(Configured):
             )
         events = self._events()
         self._check_dense()
+        self._check_mass()
         self._check_batch_axis()
         method = self._method().without_interpolant()
         controller = self._controller_for(method)
@@ -240,6 +249,8 @@ class Options(Configured):
 
     def _method(self):
         method = get_method(self.method)
+        if self.mass is not None:
+            method = method.with_mass()
         if self.newton is None:
             return method
         if not isinstance(self.newton, Newton):
@@ -248,6 +259,8 @@ class Options(Configured):
 
     def _interpolates(self, solver):
         if self.outputs in ("step", "steps") or not solver.controller.adaptive:
+            return False
+        if self.mass is not None:
             return False
         if self.outputs == "interpolate":
             return True
@@ -266,6 +279,27 @@ class Options(Configured):
             raise ValueError(
                 "`dense` can't be given together with `event` or `outputs='steps'`. "
                 f"Received: event={self.event!r}, outputs={self.outputs!r}"
+            )
+
+    def _check_mass(self):
+        if self.mass is None:
+            return
+        for name, default in (("event", None), ("jumps", None), ("dense", False)):
+            value = getattr(self, name)
+            if value is not default:
+                raise ValueError(
+                    f"`mass` can't be given together with `{name}`; for jumps solve the pieces "
+                    f"between them, each from a consistent `y0`. Received: {name}={value!r}"
+                )
+        if self.outputs == "interpolate":
+            raise ValueError(
+                "`mass` needs outputs at the ends of steps, `outputs='auto'`. "
+                f"Received: outputs={self.outputs!r}"
+            )
+        if isinstance(get_gradient(self.gradient), ContinuousAdjoint):
+            raise ValueError(
+                "`mass` needs an exact gradient, such as 'symplectic_adjoint'. "
+                f"Received: gradient={self.gradient!r}"
             )
 
     def _check_batch_axis(self):

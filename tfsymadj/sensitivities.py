@@ -65,9 +65,9 @@ def jvp(
         `(solution, dy)`: the `Solution`, and the derivative of its `y`, of the same structure.
 
     Raises:
-        ValueError, TypeError: as `solve`; for tangents that don't fit; with `event`, `dense` or
-            `lanes`, or a method that moves halves of a state; with a tangent of `t` and `jumps` or
-            `batch_axis`; with one of `args` or variables, and `jumps` that are tensors.
+        ValueError, TypeError: as `solve`; for tangents that don't fit; with `event`, `dense`,
+            `lanes` or `mass`, or a method that moves halves of a state; with a tangent of `t` and
+            `jumps` or `batch_axis`; with one of `args` or variables, and `jumps` that are tensors.
         tf.errors.InvalidArgumentError: see `on_failure`.
 
     Example:
@@ -305,6 +305,11 @@ def _solved(dynamics, y0, t, args, options, directions):
                 f"`{name}` can't be given to `jvp` or `sensitivities`. "
                 f"Received: {name}={getattr(options, name)!r}"
             )
+    if options.mass is not None:
+        raise ValueError(
+            "`mass` can't be given to `jvp` or `sensitivities`; use a tape. "
+            f"Received: mass={options.mass!r}"
+        )
     if get_method(options.method).splits:
         raise ValueError(
             "`method` must be a Runge-Kutta method for `jvp` and `sensitivities`. "

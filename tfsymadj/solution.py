@@ -27,6 +27,7 @@ class Status(enum.IntEnum):
     NON_FINITE_EVENT = 6
     NEWTON_FAILED = 7
     EXAMPLES_MIXED = 8
+    INCONSISTENT_STATE = 9
 
 
 #: What happened, and what to change: completed by the time at which it happened.
@@ -69,6 +70,11 @@ MESSAGES = {
         "tensor of `args` with as many rows as `y0` belongs to the examples: give one that they "
         "share another shape, such as (1, n), or read it from outside; and use no statistics of "
         "the batch."
+    ),
+    Status.INCONSISTENT_STATE: (
+        "With a singular `mass`, `y0` must solve the equations without a derivative, at `t[0]`: "
+        "solve them for the components that they determine, by `tfsymadj.steady_state` say. If "
+        "they determine none uniquely, the index is greater than one: differentiate them."
     ),
 }
 

@@ -14,6 +14,7 @@ from tfsymadj._platform import vectorizing
 from tfsymadj.arithmetic import entry
 from tfsymadj.dynamics import calling
 from tfsymadj.dynamics.closing import close, refuse_forward_mode
+from tfsymadj.dynamics.mass import Mass, Weighed
 from tfsymadj.dynamics.variational import Variational
 from tfsymadj.events.event import as_function
 from tfsymadj.events.root import with_event
@@ -139,6 +140,8 @@ def solve_with(
         inputs["event_args"] = tuple(arguments.as_args(e.args, ys[0].dtype) for e in solver.events)
     if jumps is not None:
         inputs["jumps"] = jumps
+    if options.mass is not None:
+        inputs["mass"] = arguments.as_mass(options.mass, state)
     functions = [event.function for event in solver.events]
     if directions is not None:
         solver = dataclasses.replace(solver, along=directions.along)
@@ -198,6 +201,7 @@ def _solve(
     functions=(),
     event_args=(),
     jumps=None,
+    mass=None,
     num_steps=None,
     tangents=None,
     caller=None,
@@ -214,6 +218,7 @@ def _solve(
         functions: callables that return the functions of the events, and the tangents' variables.
         event_args: for each of them the tuple of its further arguments.
         jumps: likewise, or None.
+        mass: dict of matrices by the numbers of the state's tensors, or None.
         num_steps: number of steps, int or int32 scalar, where an eager caller knows it.
         tangents: `Tangents`, or None.
         caller: see `dynamics.closing.close`.
@@ -227,7 +232,7 @@ def _solve(
     given, last = times, None
     if solver.lanes:
         times, ys, last = arguments.in_lanes(times, ys)
-    queue, function, like = _function(dynamics, state, args, ys, autonomous, solver)
+    queue, function, like = _function(dynamics, state, args, ys, autonomous, solver, mass)
     measured = clock = None
     if tangents is not None:
         measured, (*functions, variables) = len(ys), functions
@@ -238,11 +243,10 @@ def _solve(
     steps = arguments.as_count(solver.controller.num_steps(stops))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
         steps = num_steps
-    known = steps is not None
-    # Of examples some may be done before the others.
+    known = steps is not None  # of examples some may be done before the others
     same = known and jumps is None and not functions and not solver.lanes
-    watch = _watch(functions, event_args, state, ys, solver, caller)
     problem = Problem(
+        watch=_watch(functions, event_args, state, ys, solver, caller),
         dynamics=_closed(function, like, dynamics, solver, caller, state),
         ys=ys,
         stops=stops,
@@ -258,7 +262,6 @@ def _solve(
         every_step=solver.every_step,
         switches=switches,
         valid=_valid(times, jumps) if solver.dense or jumps is not None else None,
-        watch=watch,
         dense=solver.dense,
         jit_compile=solver.jit_compile,
         lanes=solver.lanes,
@@ -270,12 +273,18 @@ def _solve(
     return _solution(problem, solver, state, given, positions)
 
 
-def _function(dynamics, state, args, ys, autonomous, solver):
+def _function(dynamics, state, args, ys, autonomous, solver, mass):
     """The `Queue` or None, the dynamics of lists of tensors, and a state to close them with."""
+
+    def of(args):
+        function = calling.as_function(dynamics, state, args, autonomous)
+        if mass is None:
+            return function
+        return Weighed(function, Mass([mass.get(i) for i in range(len(ys))]))
+
     batch = ys[0].shape[0] if solver.lanes else None
     if solver.width is None or (batch is not None and batch <= solver.width):
-        return None, calling.as_function(dynamics, state, args, autonomous), ys
-    of = functools.partial(calling.as_function, dynamics, state, autonomous=autonomous)
+        return None, of(args), ys
     return _queue(of, args, ys, solver.width)
 
 

@@ -85,7 +85,7 @@ def steady_state(
 
     Raises:
         ValueError: for options that don't fit: `event`, `dense`, `outputs`, `gradient`, `jumps`,
-            `batch_axis`.
+            `batch_axis`, `mass`.
         tf.errors.InvalidArgumentError: see `on_failure`.
 
     Example:
@@ -166,7 +166,7 @@ def _end(solved, y0, max_time, forward, implicit):
 
 def _forward(given: dict[str, Any], tolerance):
     """The `Options` of the solve."""
-    for name in ("event", "dense", "outputs", "gradient", "jumps", "batch_axis"):
+    for name in ("event", "dense", "outputs", "gradient", "jumps", "batch_axis", "mass"):
         if name in given:
             raise ValueError(f"`{name}` is no option of `steady_state`. Received: {given[name]!r}")
     options = Options.of("steady_state", {**given, "gradient": NoGradient()})

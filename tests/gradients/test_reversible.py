@@ -56,6 +56,7 @@ def test_rounding_errors_grow_as_the_coupling_says(coupling):
     assert relative_error(found, expected) < FLOAT64 * coupling ** (-2 * steps)
 
 
+@pytest.mark.slow
 def test_a_tape_for_each_stage(monkeypatch):
     """Where the activations of a step are too many for one tape."""
     problem = mlp()

@@ -334,3 +334,48 @@ def test_layer_of_an_operator():
         value = tf.reduce_sum(layer(x))
     assert len(layer.trainable_variables) == 3
     assert all(g is not None for g in tape.gradient(value, layer.trainable_variables))
+
+
+def _operators():
+    circulant = linalg.LinearOperatorCirculant(
+        tf.constant([-1.0, -5.0, -3.0, -5.0], tf.complex64), input_output_dtype=tf.float32
+    )
+    rate = linalg.LinearOperatorScaledIdentity(4, tf.Variable(2.0))
+    yield "multiple of a circulant one", linalg.LinearOperatorComposition([rate, circulant])
+    rows = tf.constant([[1.0, 1, 1, 0], [-2.0, -2, -2, -2], [0.0, 1, 1, 1]])
+    yield "tridiagonal", linalg.LinearOperatorTridiag(rows, "compact")
+    yield "diagonal", linalg.LinearOperatorDiag(tf.Variable([-3.0, -2.0, -1.0, 0.0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["keras", "saved_model"])
+@pytest.mark.parametrize("name", [name for name, _ in _operators()])
+def test_saved_with_an_operator(name, kind, tmp_path):
+    """Saved with the values that its variables have by then, and the same numbers again."""
+    network = keras.Sequential([keras.layers.Dense(4, "tanh")])
+    dynamics = Split(network, dict(_operators())[name])
+    layer = tfsymadj.ODELayer(dynamics, method="kencarp4", num_steps=4)
+    model = keras.Sequential([keras.Input([4]), layer])
+    for variable in model.trainable_variables:
+        variable.assign(1.1 * variable + 0.01)
+    x = np.random.default_rng(0).normal(size=[2, 4]).astype("float32")
+    expected = model(x)
+    if kind == "keras":
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert len(loaded.trainable_variables) == len(model.trainable_variables)
+        found = loaded(x)
+    else:
+        model.export(tmp_path / "model", verbose=False)
+        loaded = tf.saved_model.load(tmp_path / "model")
+        found = loaded.serve(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_an_operator_of_another_class_is_not_saved():
+    class Mine(linalg.LinearOperatorDiag):
+        pass
+
+    layer = tfsymadj.ODELayer(Split(decay, Mine(tf.ones([3]))), method="kencarp4", num_steps=4)
+    with pytest.raises(TypeError, match="`implicit` must be operators of `tf.linalg`"):
+        layer.get_config()

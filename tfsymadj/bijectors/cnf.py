@@ -123,6 +123,11 @@ class CNF(tfp.bijectors.Bijector):
         solved_by = Options.of("CNF", options)
         t = t.value if isinstance(t, keras.Variable) else t
         check(dynamics, t, solved_by)
+        if solved_by.mass is not None:
+            raise ValueError(
+                "`mass` is no option of `CNF`: solve for dx/dt in the dynamics. "
+                f"Received: mass={solved_by.mass!r}"
+            )
         if (t.shape[0] if hasattr(t, "shape") else len(t)) != 2:
             raise ValueError(f"`t` must have two entries. Received: {t!r}")
         if isinstance(event_ndims, bool) or not isinstance(event_ndims, int) or event_ndims < 1:

@@ -98,6 +98,21 @@ class ClosedDynamics:
         found = getattr(self._function, "operator", None)
         return found and BoundOperator(self, found)
 
+    @property
+    def mass(self):
+        """The product with the mass matrix, dynamics of `Mass`; else None."""
+        function = getattr(self._function, "mass", None)
+        return function and self._part(function)
+
+    @property
+    def matrices(self):
+        """`Mass.matrices` of a product with a mass matrix."""
+        return self._function.matrices
+
+    def split_mass(self):
+        """`Mass.split` of it."""
+        return self._function.split()
+
     def _part(self, function):
         dynamics = copy.copy(self)
         dynamics._function = function
@@ -230,6 +245,11 @@ class ApartDynamics:
         """See `ClosedDynamics.operator`."""
         return self._dynamics.operator
 
+    @property
+    def mass(self):
+        """See `ClosedDynamics.mass`."""
+        return self._dynamics.mass
+
     def substituted(self):
         """See `ClosedDynamics.substituted`."""
         return self._dynamics.substituted()
@@ -275,6 +295,11 @@ class LiveDynamics:
         """See `ClosedDynamics.operator`; of those parts of the state, too."""
         operator = self._dynamics.operator
         return operator and LiveOperator(operator, self)
+
+    @property
+    def mass(self):
+        """See `ClosedDynamics.mass`: with one all parts of the state are live."""
+        return self._dynamics.mass
 
     def __call__(self, t, ys):
         return self.part(self._dynamics(t, self.whole(ys)))
@@ -440,7 +465,7 @@ def close(function, ys, owner=None, caller=None, jit_compile=None, lanes=0):
     inputs = _Inputs(caller, contents.frozen_storages(owner))
     losses = contents.losses(owner)
     time = tf.TensorSpec(ys[0].shape[:lanes], tf.float64)
-    graph = _traced(function, time, ys, inputs, caller)
+    graph = _traced(getattr(function, "everything", function), time, ys, inputs, caller)
     if jit_compile:
         check_compilable(graph.as_graph_def())
     contents.refuse_losses(owner, losses)

@@ -2,7 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import keras
+import numpy as np
 import tensorflow as tf
+
+from tfsymadj.config import deserialized
 
 _CIRCULANT = (
     tf.linalg.LinearOperatorCirculant,
@@ -42,6 +46,17 @@ class Linear:
     def __repr__(self):
         return repr(self.operators)
 
+    def get_config(self) -> dict:
+        """The operators by the names of their classes and their parameters, with the values that
+        variables have now.
+        """
+        return {"operators": _described(self.operators)}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Linear":
+        """The object of a config; what was a variable is a new one."""
+        return cls(_made(deserialized(config["operators"])))
+
     def __call__(self, t: Any, y: Any, *args: Any) -> Any:
         """L y."""
         try:
@@ -52,7 +67,7 @@ class Linear:
                 f"its tensors. Received: {self.operators!r} for y0 {y!r}"
             ) from error
         pairs = zip(tf.nest.flatten(self.operators), tf.nest.flatten(y))
-        found = [tf.zeros_like(x) if op is None else _applied(op, x) for op, x in pairs]
+        found = [tf.zeros_like(x) if op is None else applied(op, x) for op, x in pairs]
         return tf.nest.pack_sequence_as(y, found)
 
     def kept(self, ys: list, size: tf.Tensor) -> list:
@@ -90,8 +105,8 @@ class _Shape(NamedTuple):
     def of(cls, operator, y):
         if operator.dtype.is_complex and not y.dtype.is_complex:
             raise ValueError(
-                "`implicit` must be an operator of real vectors if `y0` is real; "
-                "`LinearOperatorCirculant` and the like take `input_output_dtype`. "
+                "`implicit`, or a `preconditioner`, must be an operator of real vectors if `y0` is "
+                "real; `LinearOperatorCirculant` and the like take `input_output_dtype`. "
                 f"Received: {operator!r} of {operator.dtype.name} for y0 of {y.dtype.name}"
             )
         length, count = operator.shape[-1], 1
@@ -100,8 +115,9 @@ class _Shape(NamedTuple):
             if count == length:
                 return cls(axis, length)
         raise ValueError(
-            "`implicit` must have as many columns as some of the last axes of `y0` have entries "
-            f"together. Received: {operator!r} of shape {operator.shape} for y0 of {y.shape}"
+            "`implicit`, or a `preconditioner`, must have as many columns as some of the last axes "
+            f"of `y0` have entries together. Received: {operator!r} of shape {operator.shape} for "
+            f"y0 of {y.shape}"
         )
 
     def vectors(self, operator, y):
@@ -114,13 +130,62 @@ class _Shape(NamedTuple):
         return tf.reshape(size, [-1, *[1] * (self.batch - 1)]) if size.shape.rank else size
 
 
+def _described(x):
+    """A nest of operators and their parameters as one that Keras can save."""
+    if isinstance(x, tf.linalg.LinearOperator):
+        kind = type(x).__name__
+        if getattr(tf.linalg, kind, None) is not type(x):
+            raise TypeError(
+                "`implicit` must be operators of `tf.linalg` for a layer that is saved; a layer "
+                f"of your own that applies it can be saved, too. Received: {x!r}"
+            )
+        return {"operator": kind, "parameters": _described(x.parameters)}
+    if isinstance(x, dict):
+        return {name: _described(value) for name, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)(_described(value) for value in x)
+    if isinstance(x, (tf.Variable, keras.Variable)):
+        value = tf.convert_to_tensor(x).numpy()
+        return {"variable": _described(value), "trainable": bool(x.trainable)}
+    if isinstance(x, tf.DType):
+        return {"dtype": x.name}
+    x = x.numpy() if tf.is_tensor(x) else x
+    if np.iscomplexobj(x):  # JSON has none
+        return {"real": np.real(x), "imag": np.imag(x)}
+    return x
+
+
+def _made(x):
+    """The inverse of `_described`."""
+    if isinstance(x, dict) and "operator" in x:
+        return getattr(tf.linalg, x["operator"])(**_made(x["parameters"]))
+    if isinstance(x, dict) and "variable" in x:
+        return tf.Variable(_made(x["variable"]), trainable=x["trainable"])
+    if isinstance(x, dict) and x.keys() == {"dtype"} and isinstance(x["dtype"], str):
+        return tf.as_dtype(x["dtype"])
+    if isinstance(x, dict) and x.keys() == {"real", "imag"}:
+        return tf.complex(x["real"], x["imag"])
+    if isinstance(x, dict):
+        return {name: _made(value) for name, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)(_made(value) for value in x)
+    return x
+
+
 def _like(x, y):
     return tf.cast(tf.ensure_shape(tf.reshape(x, tf.shape(y)), y.shape), y.dtype)
 
 
-def _applied(operator, y):
+def applied(operator, y):
+    """The product of an operator and a tensor, see `Linear`."""
     x = _Shape.of(operator, y).vectors(operator, y)
     return _like(_product(operator, x), y)
+
+
+def adjoint(operator, y):
+    """The same of its adjoint."""
+    x = _Shape.of(operator, y).vectors(operator, y)
+    return _like(operator.matvec(x, adjoint=True), y)
 
 
 def _product(operator, x):

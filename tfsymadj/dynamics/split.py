@@ -57,9 +57,7 @@ class Split:
 
     def get_config(self) -> dict:
         """The constructor's arguments, a dict."""
-        implicit = self.implicit
-        implicit = implicit.operators if isinstance(implicit, Linear) else implicit
-        return {"explicit": self.explicit, "implicit": implicit}
+        return {"explicit": self.explicit, "implicit": self.implicit}
 
     @classmethod
     def from_config(cls, config: dict) -> "Split":

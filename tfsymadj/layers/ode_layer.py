@@ -27,7 +27,8 @@ from tfsymadj.solve import check, solve_with
 from tfsymadj.steps import ConstantSteps, PIController
 
 _CLASSES = (
-    ButcherTableau, ConstantSteps, Newton, NoGradient, PIController, Split, *GRADIENTS.values()
+    ButcherTableau, ConstantSteps, Linear, Newton, NoGradient, PIController, Split,
+    *GRADIENTS.values(),
 )  # fmt: skip
 
 for _class in _CLASSES:

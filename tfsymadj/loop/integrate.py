@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfsymadj.arithmetic import add, compensated_sum, entry, select
+from tfsymadj.arithmetic import add, compensated_sum, entry, epsilon, select
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.checkpoints.store import Kept, Store
+from tfsymadj.dynamics.mass import Rates, of_slopes
 from tfsymadj.loop.failures import finite, first_failure, is_success, monotonic
 from tfsymadj.loop.grid import Rest, Writer
 from tfsymadj.loop.outputs import Reached, Taken
@@ -192,6 +193,11 @@ class Loop:
             evaluations += 1
             fine = finite(slopes, self._lanes)
             status = first_failure(status, fine, Status.NON_FINITE_DYNAMICS)
+            rates = slopes
+            if getattr(dynamics, "mass", None) is not None:
+                parts = dynamics.mass.split_mass()
+                status = self._consistent(dynamics, slopes, parts, status)
+                dynamics, rates = Rates(dynamics, parts), of_slopes(parts, slopes)
         if automatic:
             first_step = automatic_first_step(
                 dynamics,
@@ -199,7 +205,7 @@ class Loop:
                 problem.method.order,
                 problem.stops,
                 problem.ys,
-                slopes,
+                rates,
                 problem.measured,
             )
             evaluations += 1
@@ -213,6 +219,18 @@ class Loop:
         # Outside of the loop, where the caller's tapes would see into it.
         apart = getattr(dynamics, "apart", dynamics)
         return apart(self._problem.stops[0], self._problem.ys)
+
+    def _consistent(self, dynamics, slopes, parts, status):
+        """The status, unless the state at the start does not solve the algebraic equations."""
+        problem, ys = self._problem, self._problem.ys
+        missing = problem.method.correction(dynamics, problem.stops[0], ys, slopes, parts)
+        if self._adaptive:
+            fine = problem.controller.scaled_norm(missing, [tf.abs(y) for y in ys]) <= 1.0
+        else:
+            near = max(epsilon(y.dtype.real_dtype) for y in ys) ** 0.5
+            fine = _largest(missing, self._lanes) <= near * _largest(ys, self._lanes)
+        fine = tf.logical_and(fine, finite(missing, self._lanes))  # a maximum may pass over NaN
+        return first_failure(status, fine, Status.INCONSISTENT_STATE)
 
     def unfinished(self, c):
         """Whether there is another step to be tried."""
@@ -488,6 +506,12 @@ class Loop:
         t = tf.stop_gradient(mark.t) + (moves - tf.stop_gradient(moves))
         constants = tf.nest.map_structure(tf.stop_gradient, mark._replace(t=t, ys=[]))
         return constants._replace(t=t, ys=mark.ys)
+
+
+def _largest(xs, lanes):
+    """The largest magnitude in a list of tensors, float64, or one for each lane."""
+    found = [tf.reduce_max(tf.abs(x), list(range(1, x.shape.rank)) if lanes else None) for x in xs]
+    return tf.reduce_max(tf.stack([tf.cast(x, tf.float64) for x in found]), 0)
 
 
 def _solved(step, fine, reason, lanes):

@@ -31,6 +31,7 @@ from tfsymadj.methods.newton import (
     step_of,
 )
 from tfsymadj.methods.tableaus import ButcherTableau
+from tfsymadj.methods.weighed import WeighedStages, correction
 from tfsymadj.xla import repeated
 
 
@@ -50,12 +51,14 @@ class ImplicitRungeKutta(Method):
         newton: `Newton`.
         estimates: whether steps estimate their errors, if the table can.
         interpolates: whether there is a continuous extension.
+        weighs: whether the dynamics have a mass matrix.
     """
 
     tableau: ButcherTableau
     newton: Newton = Newton()
     estimates: bool = True
     interpolates: bool = False
+    weighs: bool = False
 
     name = property(lambda self: self.tableau.name)
     order = property(lambda self: self.tableau.order)
@@ -85,7 +88,22 @@ class ImplicitRungeKutta(Method):
     def with_newton(self, newton):
         return dataclasses.replace(self, newton=newton)
 
+    def with_mass(self):
+        tableau = self.tableau
+        if not tableau.stiffly_accurate or any(len(block) > 1 for block in tableau.blocks):
+            return super().with_mass()
+        if tableau.a[0]:
+            tableau = tableau.with_first_row()
+        if any(len(row) == i for i, row in enumerate(tableau.a) if i):
+            return super().with_mass()
+        return dataclasses.replace(self, tableau=tableau, weighs=True)
+
     def with_interpolant(self, own_rows=True):
+        if self.weighs:
+            raise ValueError(
+                "`outputs`, `event` and `dense` must not ask for states inside of steps with a "
+                f"`mass`. Received: method={self.name!r}"
+            )
         return dataclasses.replace(self, interpolates=True)
 
     def without_interpolant(self):
@@ -98,6 +116,9 @@ class ImplicitRungeKutta(Method):
         implicit, _ = self._parts(dynamics)
         return System(implicit, ys, 0, self.newton).separate(t, ys)
 
+    def correction(self, dynamics, t, ys, slopes, parts):
+        return correction(System(dynamics, ys, t.shape.rank, self.newton), t, ys, slopes, parts)
+
     def _parts(self, dynamics):
         """The implicit part, and the explicit one if that is treated as such, or None."""
         parts = getattr(dynamics, "parts", None)
@@ -107,7 +128,8 @@ class ImplicitRungeKutta(Method):
         tableau = self.table
         implicit, explicit = self._parts(dynamics)
         system = System(implicit, ys, h.shape.rank, self.newton)
-        solver = Stages(system, self.newton, t, h, ys)
+        kind = Stages if system.mass is None else WeighedStages
+        solver = kind(system, self.newton, t, h, ys)
         stages, slopes, others, evaluations = [], [], [], 0
         for block in tableau.blocks:
             with tf.name_scope(f"stage_{block[0] + 1}"):
@@ -116,50 +138,56 @@ class ImplicitRungeKutta(Method):
                     slopes.append(first)
                     continue
                 rows = [tableau.a[i] for i in block]
-                known = [row[: block[0]] for row in rows]
+                earlier = [row[: block[0]] for row in rows]
                 if explicit is not None:
-                    known = [known[0] + tableau.a_explicit[block[0]]]
-                bases = [
-                    add(ys, combine(coefficients(h, row, ys), slopes + others, ys)) for row in known
-                ]
+                    earlier = [earlier[0] + tableau.a_explicit[block[0]]]
+                known = [combine(coefficients(h, row, ys), slopes + others, ys) for row in earlier]
                 ts = [t + tableau.c[i] * h for i in block]
                 if len(rows[0]) == block[0]:
                     evaluations += 1
-                    stages += bases
-                    slopes.append(implicit(ts[0], bases[0]))
+                    stages.append(add(ys, known[0]))
+                    slopes.append(implicit(ts[0], stages[-1]))
                 else:
                     a = tableau.a_matrix[np.ix_(block, block)]
                     before = stages[-1] if stages else ys
-                    found, values = solver.solve(implicit, ts, a, bases, before)
+                    found, values = solver.solve(implicit, ts, a, known, before)
                     slopes += found
                     stages += values
                 if explicit is not None:
                     others.append(explicit(ts[0], stages[-1]))
         slopes = [add(k, other) for k, other in zip(slopes, others)] if others else slopes
-        increments = combine(coefficients(h, tableau.b, ys), slopes, ys)
+        increments = solver.increments(coefficients(h, tableau.b, ys), slopes)
         return Step(
             ys=add(ys, increments),
             increments=increments,
-            errors=self._errors(solver, h, ys, slopes) if tableau.adaptive else None,
+            errors=self._errors(solver, h, ys, stages, slopes) if tableau.adaptive else None,
             stages=stages,
             slopes=slopes,
             evaluations=solver.evaluations + evaluations,
             converged=_all(solver.converged, h),
         )
 
-    def _errors(self, solver, h, ys, slopes):
+    def _errors(self, solver, h, ys, stages, slopes):
         """The estimate of the error; constants for the derivative.
 
         An embedded solution that is not stable for stiff components gives them an estimate that is
         much too large. Where it is not a stage of the method, the estimate is multiplied by
         (I - h a J)^-1 (Hosea, Shampine, Applied Numerical Mathematics 20 (1996), 21-37).
+
+        With a mass matrix M the estimate from the slopes is one of M y. So it is that of a stage,
+        or multiplied by (M - h a J)^-1, where the algebraic equations make of the error of all
+        others that of what they determine (Hairer, Wanner, Solving Ordinary Differential Equations
+        II, section IV.8).
         """
         tableau = self.table
+        if self.weighs and tableau.embedded_stage is not None:
+            embedded = stages[tableau.embedded_stage]
+            return [tf.stop_gradient(x - y) for x, y in zip(stages[-1], embedded)]
         slopes = [[tf.stop_gradient(k) for k in slope] for slope in slopes]
         errors = combine(coefficients(h, tableau.b_error, ys), slopes, ys)
         if tableau.b_coarse is not None:
             errors = damped(errors, combine(coefficients(h, tableau.b_coarse, ys), slopes, ys))
-        number = tableau.filter
+        number = tableau.a[-1][-1] if self.weighs else tableau.filter
         return errors if number is None else solver.filtered(errors, number)
 
     def adjoint(self, dynamics, t, h, stage, adjoints, sums, with_time=False, slopes=None):
@@ -174,6 +202,14 @@ class ImplicitRungeKutta(Method):
         Each part of an additive method has weights w_i of its own, from the l_j of both and its own
         table, and l_i is the sum of both (Matsuda, Miyatake, BIT Numerical Mathematics 61 (2021),
         1419-1441, for partitioned methods).
+
+        With a mass matrix M, and slopes that are values of f, the stages' equations have weights
+        p_i, of which only M^T p_i is that plus a slope:
+
+            M^T p_i = delta_is lambda_{n+1} + l_i,   w_i = h sum_j a_ji p_j,   l_i = J_i^T w_i,
+
+        solved for w_i by (M^T - h a_ii J_i^T) w_i = h a_ii delta_is lambda_{n+1} + M^T g_i, with
+        the part g_i of later stages. M itself gets - sum_i p_i (Y_i - y_n)^T.
         """
         partner = _Partner(self, dynamics, t, h, stage, adjoints, slopes)
         times = [tf.zeros_like(h)] * 2 if with_time else []
@@ -217,6 +253,9 @@ class _Partner:
         self._ts = t + h * tableau.c_vector.reshape([-1, *[1] * self._lanes])
         weights = factors(h, tableau.b_vector, adjoints)
         self._weights = [w * y for w, y in zip(weights, adjoints)]
+        self._mass, self._adjoints, self._start = getattr(dynamics, "mass", None), adjoints, None
+        if self._mass is not None:  # theirs come with the last stage's p
+            self._weights = [tf.zeros_like(w) for w in self._weights]
         if slopes is not None:
             self._weights = [w + x for w, x in zip(self._weights, slopes.own)]
         # From the first row that a stage may need to come to w: all others.
@@ -224,7 +263,7 @@ class _Partner:
         self._explicit_coupling = []
         if self._explicit is not None:
             self._explicit_coupling = factors(h, tableau.explicit_matrix, adjoints)
-        start = stage(tf.zeros([], tf.int32))
+        start = self._start = stage(tf.zeros([], tf.int32))
         self._system = System(self._dynamics, start, self._lanes, self._newton)
         self._size = step_of(h, self._system)
         if self._system.size:
@@ -234,13 +273,27 @@ class _Partner:
     def _of_block(self, block):
         return self._system.inverse.of_block(block, self._size, self._kept_at_start)
 
-    def _solved(self, block, states, cotangents, kept):
-        """w of a block of stages, from all of its equations but what they have of itself."""
+    def _solved(self, block, states, cotangents, kept, own=None):
+        """w of a block of stages, from all of its equations but what they have of itself.
+
+        Args:
+            block: `Block`.
+            states: list of the stage values.
+            cotangents: for each stage the part of w that later ones give.
+            kept: of the `Inverse`.
+            own: with a mass matrix delta_is lambda_{n+1}.
+        """
         system = self._system
         packed = [system.pack(system.live_of(ys)) for ys in states]
         g = join([system.pack(system.live_of(x)) for x in cotangents])
         others = cotangents if system.others else None
-        found = solve_transposed(system, self._newton, block, self._size, packed, g, kept, others)
+        right = g
+        if own is not None:
+            (right,) = block.combined(self._size, [system.pack(own)])
+            right += block.weighed(system, self._size, g, transposed=True)
+        found = solve_transposed(
+            system, self._newton, block, self._size, packed, right, kept, others
+        )
         ws = split(found.x, len(states))
         ws = [system.joined(system.unpack(w), x) for w, x in zip(ws, cotangents)]
         return _Weights(block, ws, packed, g, found.x, found.kept)
@@ -261,6 +314,39 @@ class _Partner:
         )
         refined = block.divided(self._size, v, direct)
         return [system.joined(system.unpack(x), y) for x, y in zip(refined, products)]
+
+    def _last(self, i):
+        """delta_is lambda_{n+1}."""
+        last = tf.equal(i, len(self._tableau.a) - 1)
+        return [tf.cast(last, x.dtype) * x for x in self._adjoints]
+
+    def _weighed(self, i, t, ys, found, slope, sums):
+        """p of a stage, its part of lambda_n - lambda_{n+1}, and the sums with that of M.
+
+        Args:
+            i: the stage's number.
+            t: its time.
+            ys: its value.
+            found: `_Weights`, w.
+            slope: l.
+            sums: `Sources`.
+        """
+        system, block, size = self._system, found.block, self._size
+        last = self._last(i)
+        (right,) = block.combined(size, [system.pack(add(last, slope))])
+        v = found.w - found.g
+        wrong = right - block.weighed(system, size, v, transposed=True)
+        # As in `_refined`.
+        v += system.inverse.times(found.kept, wrong, block, size, found.states, transposed=True)
+        (p,) = block.divided(size, v, [tf.zeros_like(v)])
+        weights = system.unpack(p)
+        moved = [y - x for y, x in zip(ys, self._start)]
+        of_mass, _ = self._mass.vjp(t, moved, [-p for p in weights])
+        sums = add_terms(sums, of_mass._replace(ys=[None] * len(ys)))
+        change = block.where(
+            size, system.pack([-x - y for x, y in zip(of_mass.ys, last)]), system.pack(slope)
+        )
+        return weights, system.unpack(change), sums
 
     def _product(self, dynamics, t, node, ys, w, sums, times):
         """l of a stage, and the sums with its part but that."""
@@ -330,11 +416,15 @@ class _Partner:
             product, sums, times = self._product(
                 self._dynamics, t, node, ys, cotangents, sums, times
             )
-            if found is not None:
+            change = product
+            if self._mass is not None:
+                product, change, sums = self._weighed(i, t, ys, found, product, sums)
+            elif found is not None:
                 (product,) = self._refined(found, [product])
+                change = product
             if of_explicit is not None:
-                product = add(product, of_explicit)
-            sums = sums._replace(ys=add_terms(sums.ys, product))
+                product = change = add(product, of_explicit)
+            sums = sums._replace(ys=add_terms(sums.ys, change))
             # c[i] has zeros where a stage does not need this one; its own entry counts no more.
             weights = [w + tf.gather(c, i) * x for w, c, x in zip(weights, self._coupling, product)]
             others = [
@@ -357,14 +447,15 @@ class _Partner:
         """w of one stage, and what is kept for the next ones."""
         number = tf.gather(diagonal, i)
         block, system = self._block(i, number), self._system
+        own = None if self._mass is None else self._last(i)
         if not system.inverse.renews:
             known = kept if len(numbers) == 1 else self._of_block(block)
-            return self._solved(block, [ys], [cotangents], known), kept
+            return self._solved(block, [ys], [cotangents], known, own), kept
         is_explicit = tf.equal(number, 0.0)
         known = kept if len(numbers) == 1 else self._of_block(block)
         identity = tf.eye(system.size, dtype=known.dtype) - tf.zeros_like(known)
         known = tf.where(is_explicit, identity, known)
-        found = self._solved(block, [ys], [cotangents], known)
+        found = self._solved(block, [ys], [cotangents], known, own)
         if len(numbers) == 1:
             (kept,) = select(is_explicit, [kept], [found.kept])
         return found, kept

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfsymadj.arithmetic import epsilon
 from tfsymadj.methods.krylov import gmres
+from tfsymadj.methods.preconditioning import Preconditioner
 
 
 class Inverse:
@@ -77,7 +78,16 @@ class DenseInverse(Inverse):
 
 
 class KrylovInverse(Inverse):
-    """By GMRES: products with the Jacobian at the stage values, or with its transpose."""
+    """By GMRES: products with the Jacobian at the stage values, or with its transpose.
+
+    Args:
+        system: `System`.
+        preconditioner: see `Newton`.
+    """
+
+    def __init__(self, system, preconditioner=None):
+        super().__init__(system)
+        self._preconditioner = preconditioner
 
     def times(self, kept, v, block, h, xs, transposed=False):
         system, count = self._system, len(xs)
@@ -87,10 +97,16 @@ class KrylovInverse(Inverse):
             products = [
                 product(t, x, part) for t, x, part in zip(block.ts, xs, tf.split(u, count, 1))
             ]
-            return u - tf.concat(block.combined(h, products, transposed), 1)
+            left = block.weighed(system, h, u, transposed)
+            return left - tf.concat(block.combined(h, products, transposed), 1)
 
         # Three rounds lead to rounding.
-        return gmres(applied, v, epsilon(v.dtype) ** (1 / 3))
+        tolerance = epsilon(v.dtype) ** (1 / 3)
+        if self._preconditioner is None:
+            return gmres(applied, v, tolerance)
+        # On the right: what GMRES sees is the residual itself.
+        about = Preconditioner(system, self._preconditioner, block, h, xs, transposed)
+        return about(gmres(lambda u: applied(about(u)), v, tolerance))
 
 
 class OperatorInverse(Inverse):
@@ -117,4 +133,6 @@ def inverse_for(system, newton):
     """The `Inverse` for a system."""
     if getattr(system.dynamics, "operator", None) is not None:
         return OperatorInverse(system)
-    return (KrylovInverse if newton.jacobian == "krylov" else DenseInverse)(system)
+    if newton.jacobian == "krylov":
+        return KrylovInverse(system, newton.preconditioner)
+    return DenseInverse(system)

@@ -141,6 +141,34 @@ class Method:
             f"Received: method={self.name!r}, newton={newton!r}"
         )
 
+    def with_mass(self) -> "Method":
+        """The same method for dynamics with a mass matrix.
+
+        Raises:
+            ValueError: if it can't take steps of such.
+        """
+        raise ValueError(
+            "`mass` needs a method whose stages are solved one at a time and the last of which is "
+            "the solution: 'trbdf2', 'kvaerno3', 'kvaerno5', or a table like theirs. "
+            f"Received: method={self.name!r}"
+        )
+
+    def correction(
+        self, dynamics: Dynamics, t: tf.Tensor, ys: list, slopes: list, parts: list
+    ) -> list:
+        """What is missing from a state to one that solves the algebraic equations.
+
+        It is asked once, at the solve's start, of a method `with_mass`.
+
+        Args:
+            dynamics: see `step`.
+            t: likewise.
+            ys: likewise.
+            slopes: the dynamics at `(t, ys)`.
+            parts: `Mass.split` of the mass matrix.
+        """
+        raise NotImplementedError
+
     def step(
         self, dynamics: Dynamics, t: tf.Tensor, h: tf.Tensor, ys: list, first: list | None = None
     ) -> Step:

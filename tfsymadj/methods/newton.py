@@ -14,6 +14,7 @@ which the same M preconditions, in any of the forms of `inverses` (Hairer, Wanne
 Differential Equations II, section IV.8, for the iteration).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,13 @@ class Newton(Configured):
             goes on to rounding. The error of gradients is of the order of the tolerance, too.
         max_iterations: after so many the stages count as not solved: an adaptive solve takes a
             smaller step, else the status is `Status.NEWTON_FAILED`.
+        preconditioner: with `"krylov"`, callable `(t, y, size)` that returns about the inverse of
+            I - size df/dy: a function, linear, from what is like `y` to the same, or a
+            `tf.linalg.LinearOperator` for the last axes of y, such as `operator.inverse()`. GMRES
+            takes fewer products the better that is; the numbers stay the same. `y` is the state at
+            a stage, or a list of its tensors if there are several, and `size` a scalar, or with
+            `batch_axis` one number for each example, as `t`. The gradient takes the transpose, of
+            a function by a tape. None: there is none.
 
     Raises:
         ValueError: if an argument is none of these.
@@ -85,6 +93,7 @@ class Newton(Configured):
         jacobian: str = "dense",
         tolerance: float | None = None,
         max_iterations: int = 50,
+        preconditioner: Callable | None = None,
     ):
         if jacobian not in _JACOBIANS:
             raise ValueError(f"`jacobian` must be one of {_JACOBIANS}. Received: {jacobian!r}")
@@ -96,7 +105,13 @@ class Newton(Configured):
             raise ValueError(
                 f"`max_iterations` must be an integer, at least 2. Received: {max_iterations!r}"
             )
+        if preconditioner is not None and not (callable(preconditioner) and jacobian == "krylov"):
+            raise ValueError(
+                "`preconditioner` must be callable, and needs `jacobian='krylov'`. "
+                f"Received: {preconditioner!r}, jacobian={jacobian!r}"
+            )
         self.jacobian = jacobian
+        self.preconditioner = preconditioner
         self.tolerance = None if tolerance is None else float(tolerance)
         self.max_iterations = int(max_iterations)
 
@@ -105,6 +120,7 @@ class Newton(Configured):
             "jacobian": self.jacobian,
             "tolerance": self.tolerance,
             "max_iterations": self.max_iterations,
+            "preconditioner": self.preconditioner,
         }
 
 
@@ -139,6 +155,9 @@ class System:
         self._sizes = [n for n, y in zip(sizes, self._parts) for _ in range(1 + y.dtype.is_complex)]
         #: Of a vector.
         self.size = sum(self._sizes)
+        mass = getattr(dynamics, "mass", None)
+        #: The product with the mass matrix as a system; None: it is the identity.
+        self.mass = mass and System(mass, ys, lanes, newton)
         self.inverse = inverse_for(self, newton)
 
     def _has_batch(self):
@@ -239,6 +258,31 @@ class System:
         empty = tf.zeros([1, n, 1], self.dtype) * x[:, tf.newaxis, :]
         empty = tf.zeros_like(tf.ensure_shape(empty, [x.shape[0], n, n]))
         return repeated(n, row, empty, "jacobian")
+
+    def mass_matrix(self):
+        """The mass matrix over vectors, `[1, size, size]`."""
+        return self.packed(self.mass.dynamics.matrices, 1.0)
+
+    def packed(self, matrices, otherwise):
+        """Matrices that act on the last axis of each tensor, as one over vectors.
+
+        Args:
+            matrices: one for each tensor of the state, all live, or None.
+            otherwise: the multiple of the identity that None stands for.
+        """
+        blocks, sizes = [], iter(self._sizes)
+        for matrix, y in zip(matrices, self._parts):
+            for _ in range(1 + y.dtype.is_complex):
+                n = next(sizes)
+                if matrix is None:
+                    number = tf.constant(otherwise, self.dtype)
+                    blocks.append(tf.linalg.LinearOperatorScaledIdentity(n, number))
+                    continue
+                operator = tf.linalg.LinearOperatorFullMatrix(tf.cast(matrix, self.dtype))
+                rows = n // matrix.shape[-1]
+                identity = tf.linalg.LinearOperatorIdentity(rows, dtype=self.dtype)
+                blocks.append(tf.linalg.LinearOperatorKronecker([identity, operator]))
+        return tf.linalg.LinearOperatorBlockDiag(blocks).to_dense()[tf.newaxis]
 
     def separate(self, t, ys):
         """Whether no system depends on another one, a boolean scalar: by one product."""
@@ -440,14 +484,30 @@ class Block(NamedTuple):
         rows = []
         for i in range(count):
             blocks = [
-                (h * self._number(i, j, h))[..., tf.newaxis] * jacobians[i if by_row else j]
+                (h * self.number(i, j, h))[..., tf.newaxis] * jacobians[i if by_row else j]
                 for j in range(count)
             ]
             rows.append(blocks[0] if count == 1 else tf.concat(blocks, 2))
         product = rows[0] if count == 1 else tf.concat(rows, 1)
-        return inverse_of(tf.eye(count * system.size, dtype=product.dtype) - product)
+        left = tf.eye(count * system.size, dtype=product.dtype)
+        if system.mass is not None:
+            left = self.where(h[..., tf.newaxis], system.mass_matrix(), left)
+        return inverse_of(left - product)
 
-    def _number(self, i, j, h):
+    def where(self, h, x, y):
+        """`x` where a single stage has an equation, `y` where h or a is zero."""
+        return tf.where(tf.not_equal(h * self.number(0, 0, h), 0.0), x, y)
+
+    def weighed(self, system, h, x, transposed=False):
+        """M x for a mass matrix M, or M^T x; x without one, and where h or a is zero."""
+        if system.mass is None:
+            return x
+        t = self.ts[0]
+        product = system.mass.vjp(t, x, x) if transposed else system.mass.slopes(t, x)
+        return self.where(h, product, x)
+
+    def number(self, i, j, h):
+        """a_ij in the dtype of h."""
         number = self.a[i][j]
         # A Python number would be rounded to float32 first.
         return tf.cast(number, h.dtype) if tf.is_tensor(number) else tf.constant(number, h.dtype)
@@ -458,7 +518,7 @@ class Block(NamedTuple):
         for i in range(count):
             total = None
             for j in range(count):
-                number = h * self._number(*((j, i) if transposed else (i, j)), h)
+                number = h * self.number(*((j, i) if transposed else (i, j)), h)
                 total = number * xs[j] if total is None else total - (-number) * xs[j]
             found.append(total)
         return found
@@ -467,7 +527,7 @@ class Block(NamedTuple):
         """y with h sum_j a_ji y_j = x_i, a list; where h or a single a is zero, `others`."""
         count = len(self.ts)
         if count == 1:
-            size, inverse = h * self._number(0, 0, h), [[1.0]]
+            size, inverse = h * self.number(0, 0, h), [[1.0]]
         else:
             size, inverse = h, np.linalg.inv(np.transpose(self.a)).tolist()
         proper = tf.not_equal(size, 0.0)
@@ -523,7 +583,8 @@ def solve_transposed(system, newton, block, h, states, cotangents, kept, others=
         products = [
             system.vjp(t, y, x, other) for t, y, x, other in zip(block.ts, states, ws, others)
         ]
-        return cotangents - w - (-join(block.combined(h, products, transposed=True)))
+        left = block.weighed(system, h, w, transposed=True)
+        return cotangents - left - (-join(block.combined(h, products, transposed=True)))
 
     def renew(_):
         return inverse.renewed(block, h, states, by_row=True)
@@ -557,14 +618,14 @@ class Stages:
         if system.size:
             self._start = tf.stop_gradient(system.pack(system.live_of(ys)))
             kept = system.inverse.start(tf.stop_gradient(t), self._start)
-            self._kept_at_start = _constants(kept)
+            self._kept_at_start = constants(kept)
             self.evaluations += system.inverse.start_cost
 
     def _kept_of(self, a, block):
         key = tuple(a.ravel())
         if key not in self._kept:
             kept = self._system.inverse.of_block(block, self._size, self._kept_at_start)
-            self._kept[key] = _constants(kept)
+            self._kept[key] = constants(kept)
         return self._kept[key]
 
     def filtered(self, errors, a):
@@ -582,16 +643,21 @@ class Stages:
         )
         return system.joined(system.unpack(tf.stop_gradient(found)), errors)
 
-    def solve(self, dynamics, ts, a, bases, before):
+    def increments(self, weights, slopes):
+        """The step's, by weights times its size."""
+        return combine(weights, slopes, self._ys)
+
+    def solve(self, dynamics, ts, a, known, before):
         """The slopes and the values of a block of stages, differentiable.
 
         Args:
             dynamics: `(t, ys) -> dys`.
             ts: list of the stages' times.
             a: array of their coefficients.
-            bases: for each the state that the earlier stages lead to.
+            known: for each what the earlier stages add.
             before: the state that the iteration starts at.
         """
+        bases = [add(self._ys, x) for x in known]
         system, count = self._system, len(ts)
         if not system.size:
             slopes = [dynamics(t, base) for t, base in zip(ts, bases)]
@@ -601,7 +667,7 @@ class Stages:
         packed = [tf.stop_gradient(system.pack(system.live_of(base))) for base in bases]
         found = self._converged(block, a, packed, before)
         z = tf.stop_gradient(found.x)
-        kept = self._kept[tuple(a.ravel())] = _constants(found.kept)
+        kept = self._kept[tuple(a.ravel())] = constants(found.kept)
         # One more update, by the evaluation that the derivative needs.
         live = [system.unpack(k) for k in self._slopes_of(a, z, None)]
         nearly = [system.joined(k, [tf.zeros_like(y) for y in self._ys]) for k in live]
@@ -612,10 +678,7 @@ class Stages:
         states = [x + dz for x, dz in zip(packed, split(z, count))]
         update = join(block.combined(self._size, there)) - z
         update = system.inverse.times(kept, update, block, self._size, states)
-        fine = tf.reduce_all(tf.math.is_finite(update), 1, keepdims=True)
-        # What is not finite by itself stays so.
-        bad = tf.reduce_sum(0.0 * join(there), 1, keepdims=True)
-        z += tf.where(fine, update, tf.zeros_like(update)) + bad
+        z = self._updated(z, update, join(there))
         states = [x + dz for x, dz in zip(packed, split(z, count))]
         solved = [system.unpack(k) for k in self._slopes_of(a, z, there)]
         solved = self._differentiable(block, kept, states, slopes, solved)
@@ -626,6 +689,12 @@ class Stages:
             self.evaluations += count
         slopes = [system.joined(k, others) for k, others in zip(solved, slopes)]
         return slopes, self._values(a, bases, slopes)
+
+    def _updated(self, z, update, slopes):
+        fine = tf.reduce_all(tf.math.is_finite(update), 1, keepdims=True)
+        # What is not finite by itself stays so.
+        bad = tf.reduce_sum(0.0 * slopes, 1, keepdims=True)
+        return z + (tf.where(fine, update, tf.zeros_like(update)) + bad)
 
     def _converged(self, block, a, packed, before):
         system, count, size = self._system, len(block.ts), self._size
@@ -711,7 +780,8 @@ class Stages:
         return [found[i * parts : (i + 1) * parts] for i in range(count)]
 
 
-def _constants(kept):
+def constants(kept):
+    """What is kept of an `Inverse`, for the derivative."""
     return tf.nest.map_structure(tf.stop_gradient, kept)
 
 

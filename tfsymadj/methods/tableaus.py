@@ -286,14 +286,14 @@ class ButcherTableau:
             )
         extended = self
         if not self.explicit and (self.a[0] or self.c[0] != 0):
-            extended = extended._with_first_row()
+            extended = extended.with_first_row()
         if not (self.fsal or self.stiffly_accurate):
             extended = extended._with_fsal_row()
         return dataclasses.replace(
             extended, dense=hermite(extended.b), dense_order=min(self.order, 3)
         )
 
-    def _with_first_row(self):
+    def with_first_row(self):
         """With a row of weight zero for the slope at the step's start."""
         return dataclasses.replace(
             self,
@@ -316,6 +316,15 @@ class ButcherTableau:
             b_coarse=None if self.b_coarse is None else (*self.b_coarse, 0.0),
             a_explicit=self.a_explicit and (*self.a_explicit, self.b),
         )
+
+    @functools.cached_property
+    def embedded_stage(self):
+        """The number of the stage that is the embedded solution, or None."""
+        if self.b_coarse is not None:
+            return None
+        embedded = self.b_vector - self.error_vector
+        close = np.abs(self.a_matrix - embedded).max(1) < TOLERANCE
+        return int(np.argmax(close)) if close.any() else None
 
     @functools.cached_property
     def filter(self):
