@@ -222,14 +222,11 @@ def main():
     print(f"\n{'':<14}{'truth':>8}{'start':>8}{'learned':>9}")
     for name, *values in zip(NAMES, TRUTH, START, np.exp(model.logs.numpy())):
         print(f"{name:<14}{values[0]:8.3f}{values[1]:8.3f}{values[2]:9.4f}")
-    print(f"RMS error of the reaction, |u| < 1.8      {curve:.4f}")
-    print(
-        f"RMS error of fields at the end of a piece {error[PIECE - 1]:.4f}, at {SPAN:g}: {error[-1]:.4f}"
-    )
-    print(
-        f"{'steps, evaluations of kencarp4':<42}{int(stats.num_accepted)}, {int(stats.num_evaluations)}"
-    )
-    print("{:<42}{}, {}".format("the same by dopri5", *steps_of(model, test[0], "dopri5")))
+    print(f"RMS error of the reaction, |u| < 1.8  {curve:.4f}")
+    print(f"RMS error of fields, after a piece    {error[PIECE - 1]:.4f}")
+    print(f"RMS error of fields, at time {SPAN:<9g}{error[-1]:.4f}")
+    print(f"steps and evaluations of kencarp4     {stats.num_accepted} {stats.num_evaluations}")
+    print("steps and evaluations of dopri5       {} {}".format(*steps_of(model, test[0], "dopri5")))
     print(f"Time {time.perf_counter() - begin:.0f} s")
     print(f"Picture {picture}")
     if not quick and curve > 0.05:
