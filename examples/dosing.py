@@ -45,7 +45,7 @@ DISSOLVED = 0.25  # hours
 TIMES = np.array(
     [0.0, 1, 1.5, 2, 3, 5, 8, 11.5, 13, 14, 16, 20, 25, 27, 32, 37, 38, 40, 44, 50, 60]
 )
-START = np.array([0.2, 0.6, 0.2, 0.4, 2.0, 0.3] + SUBJECTS * [0.2])
+START = np.array([0.2, 0.6, 0.2, 0.4, 2.0, 0.3] + SUBJECTS * [0.22])
 NOISE = 0.08  # of a concentration
 SOLVER = {
     "method": "kvaerno3",
@@ -201,7 +201,7 @@ def draw(measured, logs, errors, path):
     figure.legend(handles, words, loc="outside lower left", ncols=4, frameon=False)
     rows, ratio, factor = np.arange(len(NAMES))[::-1], np.exp(logs) / TRUTH, np.exp(1.96 * errors)
     right = axes["G"]
-    right.axvline(1, color="#222222", linewidth=1, label="truth")
+    right.plot([1, 1], [-0.6, 11.5], color="#222222", linewidth=1, label="truth")
     right.plot(START / TRUTH, rows, "x", color="#999999", label="before the fit")
     right.errorbar(
         ratio, rows, xerr=[ratio - ratio / factor, ratio * factor - ratio], fmt="o", capsize=4,

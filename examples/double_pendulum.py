@@ -20,11 +20,14 @@ import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# L-BFGS has small matrices only, and threads that wait for each other take longer than those.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import keras
 import matplotlib
 import numpy as np
 import tensorflow as tf
+from scipy.optimize import minimize
 
 import tfsymadj
 from tfsymadj.layers import HamiltonianDynamics
@@ -98,34 +101,40 @@ def observe(count, random):
     return exact + NOISE * random.normal(size=exact.shape)
 
 
-def fit(dynamics, seen, updates, bar, name, random):
-    """Adam for weights and starts; the mean squared error of the last batches, in noises."""
-    shifts = keras.Variable(np.zeros([len(seen), 4]), name="shifts")  # of the starts, in noises
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, updates, warmup_target=1e-2, warmup_steps=updates // 20
-    )
-    optimizer = keras.optimizers.Adam(schedule)
+def fit(dynamics, seen, iterations):
+    """L-BFGS for weights and starts, from all pieces; the mean squared errors, in noises."""
     dynamics.build([None, 4])
-    weights = [*dynamics.trainable_variables, shifts]
-    optimizer.build(weights)
-    t = GAP * np.arange(PIECE)
+    shifts = tf.Variable(np.zeros([len(seen), 4]))  # of the starts, in noises
+    variables = [*(w.value for w in dynamics.trainable_variables), shifts]
+    ends = np.cumsum([v.shape.num_elements() for v in variables])[:-1]
+    t, observed = GAP * np.arange(PIECE), tf.constant(seen.transpose(1, 0, 2))
 
     @tf.function(jit_compile=True)
-    def update(chosen, target):
+    def gradient():
         with tf.GradientTape() as tape:
-            y0 = target[:, 0] + NOISE * tf.gather(shifts.value, chosen)
-            y = tfsymadj.odeint(dynamics, y0, t, **METHODS["gauss4"])
-            loss = tf.reduce_mean((tf.transpose(y, [1, 0, 2]) - target) ** 2) / NOISE**2
-        gradients = tape.gradient(loss, [w.value for w in weights])
-        optimizer.apply_gradients(zip(gradients, weights))
-        return loss
+            y0 = observed[0] + NOISE * shifts
+            options = {**METHODS["gauss4"], "on_failure": "status"}
+            y = tfsymadj.odeint(dynamics, y0, t, **options)
+            loss = tf.reduce_mean((y - observed) ** 2) / NOISE**2
+        return loss, tape.gradient(loss, variables)
 
-    losses = []
-    for _ in range(updates):
-        chosen = random.choice(len(seen), 64, replace=False)
-        losses.append(float(update(tf.constant(chosen), tf.constant(seen[chosen]))))
-        bar.add(1, [(name, losses[-1])])
-    return np.mean(losses[-50:])
+    def value_and_gradient(theta):
+        for variable, values in zip(variables, np.split(theta, ends)):
+            variable.assign(values.reshape(variable.shape))
+        loss, gradients = gradient()
+        # A line search understands no NaN, which is what a failed solve gives.
+        if not np.isfinite(loss):
+            return 1e10, np.zeros(len(theta))
+        return float(loss), np.concatenate([np.ravel(g) for g in gradients])
+
+    start, losses = np.concatenate([np.ravel(v) for v in variables]), []
+    options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": 30}
+    found = minimize(
+        value_and_gradient, start, jac=True, method="L-BFGS-B", options=options,
+        callback=lambda intermediate_result: losses.append(intermediate_result.fun),
+    )  # fmt: skip
+    value_and_gradient(found.x)  # leaves the best weights where they belong
+    return losses
 
 
 def on_the_section(places, level):
@@ -211,19 +220,14 @@ def draw(t, states, learned, path):
     figure.savefig(path, dpi=120)
 
 
-def learn(seen, updates, seed, random):
+def learn(seen, iterations, seed):
     """Both models, and how well they fit, by name."""
-    names = ("energy", "slopes")
-    print("Learning")
-    interval = 0.1 if sys.stdout.isatty() else 15.0
-    bar = keras.utils.Progbar(
-        len(names) * updates, unit_name="update", stateful_metrics=names, interval=interval
-    )
     models, losses = {}, {}
-    for name in names:
+    for name in ("energy", "slopes"):
+        print(f"Learning the {name}")
         keras.utils.set_random_seed(seed)
         models[name] = build(name)
-        losses[name] = fit(models[name], seen, updates, bar, name, random)
+        losses[name] = fit(models[name], seen, iterations)[-1]
     return models, losses
 
 
@@ -240,8 +244,8 @@ def main():
     keras.config.set_floatx("float64")
     begin, random = time.perf_counter(), np.random.default_rng(arguments.seed)
 
-    seen = observe(100 if quick else 400, random)
-    models, losses = learn(seen, 200 if quick else 1500, arguments.seed, random)
+    seen = observe(100 if quick else 250, random)
+    models, losses = learn(seen, 100 if quick else 500, arguments.seed)
     models["truth"] = HamiltonianDynamics(energy)
     places = [(x, r) for x in np.linspace(-1.4, 1.4, 5) for r in (-0.6, 0.0, 0.6)]
     y0 = tf.constant(on_the_section(places, LEVEL))
