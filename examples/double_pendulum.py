@@ -1,6 +1,6 @@
 """A double pendulum learned as an energy, and what it does in the next 1,000 seconds.
 
-    python examples/double_pendulum.py            # about two minutes on two cores
+    python examples/double_pendulum.py            # about three minutes on two cores
     python examples/double_pendulum.py --quick    # every part, in about a minute
 
 Angles and momenta are seen for two seconds at a time, with noise. A network learns the energy of
