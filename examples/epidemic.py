@@ -5,8 +5,9 @@
 
 A town of 10,000 has influenza. The numbers of the ill and of the recovered are known for every
 second day, with Poisson noise, and once more from a page whose date is lost. An SEIR model has six
-unknowns: three rates, two initial numbers, and the date of the last page. The data are made by the
-model, so that the estimates and their standard errors can be held against the truth.
+unknowns: three rates, two initial numbers, and the date of the last page. Gauss-Newton steps take
+residuals and Jacobian from one pass in forward mode (`sensitivities`), as do confidence regions.
+The data are made by the model, so that estimates and regions can be held against the truth.
 """
 
 import argparse
@@ -38,6 +39,10 @@ NAMES += ["ill at start", "lost date, day"]
 TRUTH = np.array([1.0, 0.6, 0.4, 60.0, 20.0, 3.4])
 START = np.array([0.7, 1.0, 0.3, 30.0, 30.0, 1.0])
 TOLERANCES = {"rtol": 1e-9, "atol": 1e-7}
+REGION = {2: 5.991, 6: 12.592}  # 95 % quantiles of chi squared, by degrees of freedom
+# Of the initial numbers of the susceptible, exposed and ill, for the last two.
+OF_START = np.array([[-1.0, -1.0], [1.0, 0.0], [0.0, 1.0]])
+PAIRS = [(0, 1), (0, 2), (3, 4)]  # whose confidence regions are drawn
 ILL, RECOVERED, GRAY = "#D55E00", "#0072B2", "#555555"
 
 
@@ -48,18 +53,31 @@ def slopes(t, y, rates):
     return tf.stack(slope) if tf.is_tensor(y) else np.array(slope)
 
 
-def counts(theta):
-    """Numbers of ill and of recovered at the times of the data, from the unknowns' logarithms."""
+def problem(theta):
+    """Initial state, times and arguments of the solve, from the unknowns' logarithms."""
     rates, exposed, ill, wait = tf.split(tf.exp(theta), [3, 1, 1, 1])
     y0 = tf.concat([PEOPLE - exposed - ill, exposed, ill], 0)
-    t = tf.concat([DAYS, DAYS[-1] + wait], 0)
-    y = tfsymadj.odeint(slopes, y0, t, args=(rates,), max_steps=256, **TOLERANCES)
+    return y0, tf.concat([DAYS, DAYS[-1] + wait], 0), (rates,)
+
+
+def observed(y):
+    """Numbers of ill and of recovered."""
     return tf.concat([y[:, 2], PEOPLE - tf.reduce_sum(y, 1)], 0)
 
 
+def counts(theta):
+    """What is observed at the times of the data."""
+    y0, t, args = problem(theta)
+    return observed(tfsymadj.odeint(slopes, y0, t, args=args, max_steps=256, **TOLERANCES))
+
+
+def scaled(values, data):
+    """Residuals: twice a square root makes the variance of a Poisson number one."""
+    return 2 * (tf.sqrt(values + 3 / 8) - tf.sqrt(data + 3 / 8))
+
+
 def residuals(theta, data):
-    """Twice a square root makes the variance of a Poisson number one."""
-    return 2 * (tf.sqrt(counts(theta) + 3 / 8) - tf.sqrt(data + 3 / 8))
+    return scaled(counts(theta), data)
 
 
 @tf.function(jit_compile=True)
@@ -79,6 +97,21 @@ def pull_back(theta, data, weights):
 def jacobian(theta, data):
     theta, data = tf.constant(theta), tf.constant(data)
     return np.stack([pull_back(theta, data, tf.constant(row)) for row in np.eye(len(data))])
+
+
+@tf.function(jit_compile=True)
+def linearized(theta, data):
+    """Residuals and their Jacobian, of one pass in forward mode."""
+    y0, t, args = problem(theta)
+    found = tfsymadj.sensitivities(
+        slopes, y0, t, args=args, wrt=("y0", "t", "args"), max_steps=256, **TOLERANCES
+    )
+    # The chain rule: from the initial state to two numbers in it, from all times to the last one.
+    of_start = tf.linalg.matmul(found.y0, tf.constant(OF_START, shape=[1, 3, 2]))
+    columns = tf.concat([found.args[0], of_start, found.t[..., -1:]], -1) * tf.exp(theta)
+    of_counts = tf.concat([columns[:, 2], -tf.reduce_sum(columns, 1)], 0)
+    values = observed(found.solution.y)
+    return scaled(values, data), of_counts / tf.sqrt(values + 3 / 8)[:, None]
 
 
 def half_chi_squared(theta, data):
@@ -116,20 +149,59 @@ def fit_least_squares(data):
     return result.x, result.cost, result.nfev + backward, backward
 
 
+def fit_forward(data):
+    """The same steps; residuals and Jacobian at a point are of one pass, which is remembered."""
+    passes = {}
+
+    def at(theta):
+        key = theta.tobytes()
+        if key not in passes:
+            passes[key] = [x.numpy() for x in linearized(tf.constant(theta), tf.constant(data))]
+        return passes[key]
+
+    result = least_squares(lambda x: at(x)[0], np.log(START), lambda x: at(x)[1])
+    return result.x, result.cost, len(passes), 0
+
+
 def fit_scipy(data):
     """The same steps over SciPy's solver, which it calls once more for each unknown."""
     result = least_squares(scipy_residuals, np.log(START), args=(data,))
     return result.x, result.cost, result.nfev + result.njev * len(START), 0
 
 
-def standard_errors(theta, data):
-    j = jacobian(theta, data)
-    return np.sqrt(np.diag(np.linalg.inv(j.T @ j)))
+def covariance(theta, data):
+    """Of the estimates of the logarithms."""
+    _, j = linearized(tf.constant(theta), tf.constant(data))
+    return np.linalg.inv(j.numpy().T @ j.numpy())
 
 
-def draw(data, theta, errors, repeated, path):
+def draw_regions(axes, theta, spread, repeated):
+    """Ellipses of 95 % in the logarithms, for pairs of unknowns, and fits to other noise."""
+    angles = np.linspace(0, 2 * np.pi, 200)
+    circle = np.stack([np.cos(angles), np.sin(angles)])
+    for axis, (i, k) in zip(axes, PAIRS):
+        pair = [i, k]
+        root = np.linalg.cholesky(REGION[2] * spread[np.ix_(pair, pair)])
+        around = np.exp(theta[pair][:, None] + root @ circle)
+        axis.plot(*np.exp(repeated[:, pair]).T, ".", color=GRAY, alpha=0.45, markersize=5,
+                  markeredgewidth=0, label="fits of other noise")  # fmt: skip
+        axis.fill(*around, color=RECOVERED, alpha=0.15, linewidth=0)
+        axis.plot(*around, color=RECOVERED, linewidth=1.8, label="95 % region")
+        axis.plot(*np.exp(theta[pair]), "o", color=RECOVERED, label="estimate")
+        axis.plot(*TRUTH[pair], "+", color=ILL, markersize=13, markeredgewidth=2.5, label="truth")
+        title = "Confidence, two of six unknowns"
+        axis.set(title=title, xlabel=NAMES[i], ylabel=NAMES[k], xscale="log", yscale="log")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(plt.MaxNLocator(5))
+            side.set_major_formatter(plt.FormatStrFormatter("%g"))
+            side.set_minor_locator(plt.NullLocator())
+
+
+def draw(data, theta, spread, repeated, path):
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
+    figure, (axes, lower) = plt.subplots(2, 3, figsize=(15, 9.4), layout="constrained")
+    draw_regions(lower, theta, spread, repeated)
+    errors = np.sqrt(np.diag(spread))
     rates, (exposed, ill, wait) = np.exp(theta[:3]), np.exp(theta[3:])
     date, count = DAYS[-1] + wait, len(DAYS)
     late = [[wait - wait * np.exp(-1.96 * errors[5])], [wait * np.exp(1.96 * errors[5]) - wait]]
@@ -168,7 +240,7 @@ def draw(data, theta, errors, repeated, path):
     axes[2].set_xticks(ticks, ticks)
     axes[2].xaxis.set_minor_locator(plt.NullLocator())
     axes[2].set_yticks(rows, [name.split(",")[0] for name in NAMES[:5]] + ["lost date - day 24"])
-    for axis in axes:
+    for axis in [*axes, lower[0]]:
         axis.legend(frameon=False, fontsize=9.5)
     figure.savefig(path, dpi=130)
 
@@ -190,6 +262,7 @@ def main():
     fits = {
         "BFGS, gradient by tfsymadj": fit_bfgs,
         "least squares, Jacobian by tfsymadj": fit_least_squares,
+        "least squares, sensitivities": fit_forward,
         "least squares, SciPy alone": fit_scipy,
     }
     repeats = 20 if quick else 200
@@ -205,18 +278,24 @@ def main():
             times.append(time.perf_counter() - start)
         seconds[name] = np.median(times)
         bar.add(1)
-    repeated, scores = [], []
+    repeated, scores, distances = [], [], []
     for _ in range(repeats):
         other = random.poisson(expected).astype(float)
         theta = fit_bfgs(other)[0]
         repeated.append(theta)
-        scores.append((theta - np.log(TRUTH)) / standard_errors(theta, other))
+        away, spread = theta - np.log(TRUTH), covariance(theta, other)
+        scores.append(away / np.sqrt(np.diag(spread)))
+        distances.append(away @ np.linalg.solve(spread, away))
         bar.add(1)
 
-    theta, cost, *_ = results["least squares, Jacobian by tfsymadj"]
-    errors = standard_errors(theta, data)
+    theta, cost, *_ = results["least squares, sensitivities"]
+    spread = covariance(theta, data)
+    errors = np.sqrt(np.diag(spread))
+    rows = jacobian(theta, data)
+    columns = linearized(tf.constant(theta), tf.constant(data))[1].numpy()
+    apart = np.max(np.abs(columns - rows)) / np.max(np.abs(rows))
     picture = output / "epidemic.png"
-    draw(data, theta, errors, np.array(repeated), picture)
+    draw(data, theta, spread, np.array(repeated), picture)
 
     covered = (np.abs(scores) < 1.96).mean(0)
     shift = np.array([0, 0, 0, 0, 0, DAYS[-1]])
@@ -228,6 +307,8 @@ def main():
             f"{100 * covered[k]:10.1f} %"
         )
     print(f"95 % holds: of {repeats} intervals from other noise, how many contain the truth")
+    inside = np.mean(np.array(distances) < REGION[6])
+    print(f"the 95 % region of all six at once holds the truth {100 * inside:.1f} %")
     print(f"chi squared {2 * cost:.1f}, {len(data) - len(theta)} degrees of freedom")
     print(f"\n{'':<37}{'ms':>7}{'solves':>8}{'backward passes':>17}{'difference':>12}")
     reference, differences = np.exp(results["least squares, SciPy alone"][0]), []
@@ -235,7 +316,10 @@ def main():
         differences.append(np.max(np.abs(np.exp(x) / reference - 1)))
         print(f"{name:<37}{1e3 * seconds[name]:7.1f}{solves:8}{backward:17}{differences[-1]:12.1e}")
     print("difference: the largest relative one to SciPy alone, of the six estimates")
+    print(f"Jacobian in forward mode and by backward passes: a difference of {apart:.1e}")
     print(f"Picture {picture}")
+    if apart > 1e-8:
+        sys.exit("The Jacobians differ.")
     if max(differences) > 1e-4:
         sys.exit("The optima differ.")
 

@@ -151,6 +151,8 @@ def test_epidemic(tmp_path):
         assert start != truth
         # 20 intervals: 95 % of them on average, less than 70 % once in 60,000 times.
         assert covered >= 70
+    inside = float(re.search(r"holds the truth ([\d.]+) %", output)[1])
+    assert inside >= 70
     chi_squared, freedom = map(float, re.search(r"chi squared ([\d.]+), (\d+)", output).groups())
     assert freedom == 22
     assert 5 < chi_squared < 55
@@ -160,6 +162,11 @@ def test_epidemic(tmp_path):
     _, solves, backward, difference = row("least squares, Jacobian by tfsymadj", output)
     assert solves > backward > 0 == backward % 28
     assert difference < 1e-4
+    _, passes, backward, difference = row("least squares, sensitivities", output)
+    # One pass a step, where the others take a solve for each unknown or row.
+    assert backward == 0 < passes < 40
+    assert difference < 1e-4
+    assert float(re.search(r"a difference of ([\d.e-]+)", output)[1]) < 1e-8
     assert (tmp_path / "epidemic.png").stat().st_size > 10_000
 
 
@@ -277,6 +284,56 @@ def test_collisions(tmp_path):
     )
     assert 5 * learned < untrained < alone
     assert (tmp_path / "collisions.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_double_pendulum(tmp_path):
+    """The script itself fails if the symplectic method does not keep the learned energy."""
+    output = run_example("double_pendulum.py", "--quick", "--output", tmp_path)
+
+    *_, angle, _, kept = row("energy, gauss4", output)
+    *_, drifting = row("energy, dopri5", output)
+    *_, angle_by_slopes, _ = row("slopes, dopri5, 1e-6", output)
+    *_, exact = row("truth", output)
+    assert kept < 1e-3 < drifting
+    assert exact < 1e-6
+    # The angles' own root mean square is 0.82; after so short a fit neither model is better.
+    assert 0 < angle < 0.6
+    assert 0 < angle_by_slopes < 0.6
+    assert (tmp_path / "double_pendulum.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_dosing(tmp_path):
+    """The script itself fails if the parameters are not found."""
+    output = run_example("dosing.py", "--quick", "--output", tmp_path)
+
+    names = ["delay, h", "absorption, 1/h", "to the tissue, 1/h", "from the tissue, 1/h"]
+    names += ["target, mg/l", "dissociation, mg/l"]
+    for name in [*names, *(f"clearance of {i}, 1/h" for i in range(1, 7))]:
+        truth, start, estimate, error = row(name, output)
+        assert abs(estimate - truth) < 4 * error
+        assert start != truth
+    [wrong] = row("largest error of a gradient beside differences, of its norm", output)
+    [apart] = row("largest difference to SciPy's Radau, of a concentration", output)
+    assert wrong < 1e-3
+    assert 0 < apart < 1e-3
+    assert (tmp_path / "dosing.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_reaction_diffusion(tmp_path):
+    output = run_example("reaction_diffusion.py", "--quick", "--output", tmp_path)
+
+    [curve] = row("RMS error of the reaction, |u| < 1.8", output)
+    [early] = row("RMS error of fields, after a piece", output)
+    # Half of f's own root mean square, and of that of the fields.
+    assert curve < 0.25
+    assert early < 0.5
+    steps, _ = row("steps and evaluations of kencarp4", output)
+    explicit, _ = row("steps and evaluations of dopri5", output)
+    assert steps < explicit
+    assert (tmp_path / "reaction_diffusion.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
