@@ -36,15 +36,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 tf.get_logger().setLevel("ERROR")
-GAP = 0.2  # seconds between two observations, and a step of `gauss4`
+GAP = 0.2  # seconds between two observations, and a step in training
 PIECE = 11  # observations of a piece
 NOISE = 0.02
 LOW, HIGH = -2.9, -1.2  # energies seen; at rest it is -3
 LEVEL = -1.6  # that of the orbits that are predicted
 LAST = 60.0  # seconds of which the angles are compared
 COLORS = {"truth": "#BBBBBB", "gauss4": "#0072B2", "dopri5": "#E69F00", "slopes": "#D55E00"}
+TRAINING = {"method": "gauss4", "num_steps": 1}
 METHODS = {
-    "gauss4": {"method": "gauss4", "num_steps": 1},
+    "gauss4": {"method": "gauss4", "num_steps": 2},
     "dopri5": {"method": "dopri5"},
     "dopri5, 1e-6": {"method": "dopri5", "rtol": 1e-6, "atol": 1e-6},
     "exact": {"method": "dop853", "rtol": 1e-9, "atol": 1e-9},
@@ -113,8 +114,7 @@ def fit(dynamics, seen, iterations):
     def gradient():
         with tf.GradientTape() as tape:
             y0 = observed[0] + NOISE * shifts
-            options = {**METHODS["gauss4"], "on_failure": "status"}
-            y = tfsymadj.odeint(dynamics, y0, t, **options)
+            y = tfsymadj.odeint(dynamics, y0, t, on_failure="status", **TRAINING)
             loss = tf.reduce_mean((y - observed) ** 2) / NOISE**2
         return loss, tape.gradient(loss, variables)
 
