@@ -215,7 +215,7 @@ def test_states_may_be_nests(checkpoints):
         assert relative_error(a, b) < tolerance
 
 
-@pytest.mark.parametrize("options", [ADAPTIVE, slow(dict(method="rk4", num_steps=3))], ids=str)
+@pytest.mark.parametrize("options", [slow(ADAPTIVE), dict(method="rk4", num_steps=3)], ids=str)
 @pytest.mark.parametrize("outputs", ["step", slow("interpolate")])
 def test_jumps_of_each_example(options, outputs):
     # One of them where an output is, one twice, one outside of the times, in any order.

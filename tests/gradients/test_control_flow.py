@@ -54,7 +54,7 @@ def nested_loops(problem, solve):
         (nested_map, "graph"),
         (nested_while, "graph"),
         (nested_cond, "graph"),
-        (nested_map, "xla"),
+        slow(nested_map, "xla"),
         slow(nested_while, "xla"),
         slow(nested_cond, "xla"),
         slow(nested_map, "eager"),

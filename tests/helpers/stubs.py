@@ -128,7 +128,7 @@ def accepted_steps(outcome):
 class Lanes:
     """Closed dynamics of a real and a complex tensor whose time may be one for each lane."""
 
-    variables, live = (), [0, 1]
+    variables, live, narrow = (), [0, 1], False
 
     def __init__(self):
         random = np.random.default_rng(3)
