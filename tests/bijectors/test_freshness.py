@@ -196,7 +196,7 @@ def test_no_method_gives_an_old_answer(case, mode):
     [
         "seed, variable",
         slow("own seed, Keras variable"),
-        "condition, array",
+        slow("condition, array"),
         slow("end, variable"),
         slow("layer"),
         slow("condition, variable in a dict"),

@@ -248,6 +248,7 @@ def of_operator(kind):
 KINDS = ["diagonal", "circulant", "fields", "tridiagonal", "matrix"]
 
 
+@pytest.mark.slow
 def test_operator_equals_function():
     compare(*of_operator("circulant"), SymplecticAdjoint("stages"), "graph", num_steps=1)
 

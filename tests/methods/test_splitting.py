@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, gradients, relative_error
-from helpers.modes import run, slow
+from helpers.modes import partly_slow, run, slow
 from helpers.problems import Problem
 
 import tfsymadj
@@ -54,7 +54,7 @@ def test_order(method, steps):
     assert abs(np.log2(errors[0] / errors[1]) - methods.get_method(method).order) < 0.2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", partly_slow(METHODS, "yoshida4"))
 def test_symplectic(method):
     """The Jacobian M of all steps has M^T J M = J; that of a Runge-Kutta method has not."""
     problem = chain()
