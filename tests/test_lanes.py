@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, relative_error
-from helpers.modes import run, slow
+from helpers.modes import partly_slow, run, slow
 
 import tfsymadj
 from tfsymadj import SymplecticAdjoint
@@ -189,19 +189,40 @@ def test_refused(options):
         tfsymadj.solve(lambda t, y: -y, tf.ones([2, 1]), [0.0, 1.0], **options)
 
 
-@pytest.mark.parametrize("width", [1, 3])
+MIXING = {
+    "sum": lambda t, y, c: -y * tf.reduce_sum(c),
+    "later": lambda t, y, c: -y * tf.reduce_sum(c) * tf.sin(t)[:, tf.newaxis],
+    "mean": lambda t, y, c: -tf.reshape(c, [-1, 1]) * tf.reduce_mean(y),
+}
+
+
+@pytest.mark.parametrize("width", [slow(1), 3])
+@pytest.mark.parametrize("name", partly_slow(MIXING, "mean"))
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
-def test_what_examples_share_is_not_cut_up(mode, width):
+def test_what_examples_share_is_not_cut_up(mode, name, width):
     shared, y0 = tf.constant([0.1, 0.2, 0.3, 0.4], tf.float64), tf.ones([4, 2], tf.float64)
 
     def solve(shape):
         return tfsymadj.solve(
-            lambda t, y, c: -y * tf.reduce_sum(c), y0, [0.0, 1.0],
-            args=(tf.reshape(shared, shape),), lanes=width, on_failure="status", **OPTIONS,
+            MIXING[name], y0, [0.0, 1.0], args=(tf.reshape(shared, shape),), lanes=width,
+            on_failure="status", **OPTIONS,
         )  # fmt: skip
 
     found = run(lambda: solve([4]), mode)
     assert np.all(found.status == tfsymadj.Status.EXAMPLES_MIXED) and np.all(np.isnan(found.y))
-    found = run(lambda: solve([1, 4]), mode)
-    assert np.all(found.status == tfsymadj.Status.SUCCESS)
-    np.testing.assert_allclose(found.y[-1], np.full([4, 2], np.exp(-1.0)), rtol=1e-4)
+    if name != "mean":
+        found = run(lambda: solve([1, 4]), mode)
+        exact = 1.0 if name == "sum" else 1.0 - np.cos(1.0)
+        assert np.all(found.status == tfsymadj.Status.SUCCESS)
+        np.testing.assert_allclose(found.y[-1], np.full([4, 2], np.exp(-exact)), rtol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="notes came with Python 3.11")
+def test_errors_of_what_was_cut_up_get_a_note():
+    weights = tf.eye(4, dtype=tf.float64)
+    with pytest.raises(Exception) as caught:
+        tfsymadj.solve(
+            lambda t, y, w: -y @ w, tf.ones([4, 4], tf.float64), [0.0, 1.0], args=(weights,),
+            lanes=3, **OPTIONS,
+        )  # fmt: skip
+    assert any("With `lanes`" in note for note in caught.value.__notes__)

@@ -371,6 +371,19 @@ def test_moving_times_have_no_second_derivatives():
         tape.gradient(dy, y0)
 
 
+@pytest.mark.parametrize("count", [2, slow(3)])
+def test_a_clock_is_no_example(count):
+    y0, t = tf.ones([count, 3], tf.float64), tf.constant([0.0, 1.0], tf.float64)
+    options = dict(method="trbdf2", num_steps=2)
+    _, dy = tfsymadj.jvp(lambda t, y: -y * t, y0, t, tangents={"t": [0.0, 1.0]}, **options)
+    with tf.GradientTape() as tape:
+        tape.watch(t)
+        y = tfsymadj.odeint(lambda t, y: -y * t, y0, t, **options)
+        last = tf.reduce_sum(y[-1])
+    expected = tape.gradient(last, t)
+    np.testing.assert_allclose(tf.reduce_sum(dy[-1]), expected[-1], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

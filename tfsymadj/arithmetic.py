@@ -137,16 +137,17 @@ def inner(xs, ys, lanes=0):
 
 
 def balance(xs):
-    """A power of two, float32, that makes the largest entry of some tensors about 1/16.
+    """A power of two, float32, that makes the sum of all magnitudes in some tensors about 256.
 
-    So nothing of half precision that they are cast to over- or underflows, as in the dynamic
-    scaling of Celledoni, Owren, Ruthotto and Yang, arXiv:2510.23498. A constant for the derivative.
+    So no sum of theirs, in half precision and with derivatives up to 256, overflows; and as little
+    as can be underflows beside the largest. As in the dynamic scaling of Celledoni, Owren, Ruthotto
+    and Yang, arXiv:2510.23498. A constant for the derivative.
     """
-    largest = tf.zeros([], tf.float32)
+    total = tf.zeros([], tf.float32)
     for x in xs:
-        largest = tf.maximum(largest, tf.cast(tf.reduce_max(tf.abs(x)), tf.float32))
-    exponent = tf.bitcast(tf.stop_gradient(largest), tf.int32) // 2**23  # plus 127
-    return tf.bitcast(tf.clip_by_value(250 - exponent, 1, 250) * 2**23, tf.float32)
+        total += tf.reduce_sum(tf.cast(tf.abs(x), tf.float32))
+    exponent = tf.bitcast(tf.stop_gradient(total), tf.int32) // 2**23  # plus 127
+    return tf.bitcast(tf.clip_by_value(262 - exponent, 1, 250) * 2**23, tf.float32)
 
 
 def scaled(xs, factor):

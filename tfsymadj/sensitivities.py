@@ -15,7 +15,7 @@ from tfsymadj.dynamics.variational import Along, Directions, Tangents
 from tfsymadj.gradients import Backprop, Gradient, get_gradient
 from tfsymadj.gradients.no_gradient import without_gradient
 from tfsymadj.loop.integrate import integrate
-from tfsymadj.methods import get_method
+from tfsymadj.methods import Newton, get_method
 from tfsymadj.options import Options, SolverOptions, documented, with_options
 from tfsymadj.solution import Solution
 from tfsymadj.solve import solve_with
@@ -328,6 +328,8 @@ def _solved(dynamics, y0, t, args, options, directions):
             "them. If they depend on nothing that has a tangent, give `jumps.numpy()`, or in a "
             f"graph `tf.stop_gradient(jumps)`. Received: {options.jumps!r}"
         )
+    if directions.along.several or directions.tangents.times:
+        options = dataclasses.replace(options, newton=_as_one_system(options))
     if directions.tangents.times:
         for name in ("jumps", "batch_axis"):
             if getattr(options, name) is not None:
@@ -340,6 +342,15 @@ def _solved(dynamics, y0, t, args, options, directions):
     solution = solve_with(dynamics, y0, t, args, options, directions=directions)
     y, dy, _ = solution.y
     return solution._replace(y=y), dy
+
+
+def _as_one_system(options):
+    """The `Newton` for states whose first axis is not that of examples: of directions, or times."""
+    newton = options.newton
+    if not get_method(options.method).iterates or getattr(newton, "jacobian", "dense") != "dense":
+        return newton
+    config = {} if newton is None else newton.get_config()
+    return Newton(**{**config, "jacobian": "whole"})
 
 
 def _as_tuple(args):

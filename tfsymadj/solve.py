@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -324,6 +325,25 @@ def _solution(problem, solver, state, times, positions):
     return Solution(t, y, outcome.status, outcome.stats, event, interpolant), outcome.time
 
 
+def _noting(function):
+    """The function; errors in it get a note of what `lanes` may have to do with them."""
+
+    @functools.wraps(function)
+    def noting(*args):
+        try:
+            return function(*args)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(
+                    "With `lanes` each tensor of `args` with as many rows as `y0` belongs to the "
+                    "examples, of which the dynamics get some at a time: give one that they share "
+                    "another shape, such as (1, n), or read it from outside."
+                )
+            raise
+
+    return noting
+
+
 def _queue(function_of, args, ys, width):
     """The `Queue` of a solve, and the function and the states of as many examples as there are
     lanes, to close the dynamics with.
@@ -345,7 +365,8 @@ def _queue(function_of, args, ys, width):
     def function(rows):
         given = dict(zip(whole, rows))
         merged = [given.get(i, x) for i, x in enumerate(leaves)]
-        return function_of(args=tf.nest.pack_sequence_as(args, merged))
+        found = function_of(args=tf.nest.pack_sequence_as(args, merged))
+        return _noting(found) if whole and isinstance(found, types.FunctionType) else found
 
     def with_rows(x):
         """Of as many rows as there are examples: else nothing would tell, under XLA."""

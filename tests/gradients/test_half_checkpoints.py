@@ -149,3 +149,13 @@ def test_cotangents_beyond_float16(size, checkpoints, mode):
     factors = 1.0 - h * np.array([1.0, 0.5])
     expected = -size * h * h * sum(k * factors ** (k - 1) for k in range(1, 10))
     np.testing.assert_allclose(run(compute, mode), expected, rtol=0.01)
+
+
+def test_small_cotangents_of_float16_beside_large_ones():
+    y0, cotangents = tf.ones([1, 2], tf.float16), tf.constant([[1e-3, 1e4]], tf.float16)
+    with tf.GradientTape() as tape:
+        tape.watch(y0)
+        y = tfsymadj.odeint(lambda t, y: -y * y, y0, [0.0, 1.0], method="rk4", num_steps=10)[-1]
+    found = tape.gradient(y, y0, output_gradients=cotangents)
+    # y = y0 / (1 + t y0)
+    np.testing.assert_allclose(found / cotangents, np.full([1, 2], 0.25), rtol=2e-2)

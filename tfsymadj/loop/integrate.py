@@ -188,8 +188,10 @@ class Loop:
             status = first_failure(status, suits, Status.NEWTON_FAILED)
         automatic = self._adaptive and problem.first_step is None
         if problem.method.fsal or automatic or self._lookout is not None:
+            # Outside of the loop, where the caller's tapes would see into it.
             dynamics = self._intervals.of(problem.dynamics, self._intervals.first)
-            slopes = self.first_slopes()
+            apart = getattr(dynamics, "apart", dynamics)
+            slopes = apart(problem.stops[0], problem.ys)
             evaluations += 1
             fine = finite(slopes, self._lanes)
             status = first_failure(status, fine, Status.NON_FINITE_DYNAMICS)
@@ -212,13 +214,6 @@ class Loop:
         elif self._adaptive:
             first_step = given_first_step(problem.first_step, problem.stops[0])
         return slopes, first_step, status, evaluations
-
-    def first_slopes(self):
-        """The dynamics at the start."""
-        dynamics = self._intervals.of(self._problem.dynamics, self._intervals.first)
-        # Outside of the loop, where the caller's tapes would see into it.
-        apart = getattr(dynamics, "apart", dynamics)
-        return apart(self._problem.stops[0], self._problem.ys)
 
     def _consistent(self, dynamics, slopes, parts, status):
         """The status, unless the state at the start does not solve the algebraic equations."""

@@ -136,15 +136,26 @@ class _Refilled:
         """The outcome, failed if examples have other slopes beside another number of others.
 
         So have those whose dynamics mix them, and an argument that all share if it has as many rows
-        as there are examples: it is taken for one of which each has a row.
+        as there are examples: it is taken for one of which each has a row. Looked at are the first
+        ones at the start, where it may not show yet, and at the end.
         """
-        width = self._width
-        slopes = [self._loop(tf.range(n)).first_slopes() for n in (width, width + 1)]
-        same = tf.reduce_all([_alike(x, y[:width]) for x, y in zip(*slopes)])
+        width, ends = self._width, [y[-1] for y in outcome.ys]
+        same = tf.constant(True)
+        for stop, ys in ((0, self._problem.ys), (-1, ends)):
+            few, more = (self._slopes(n, stop, ys) for n in (width, width + 1))
+            alike = tf.reduce_all([_alike(x, y[:width]) for x, y in zip(few, more)])
+            same = tf.logical_and(same, alike)
         status = first_failure(outcome.status, same, Status.EXAMPLES_MIXED)
         failed = tf.logical_not(same)
         ys = [y + nan_where(failed, y.dtype, 0) for y in outcome.ys]
         return outcome._replace(ys=ys, status=status)
+
+    def _slopes(self, count, stop, ys):
+        """The dynamics of the first examples at one of their stops, for states of all."""
+        examples = tf.minimum(tf.range(count), self._count - 1)
+        problem = taken(self._problem, examples)
+        apart = getattr(problem.dynamics, "apart", problem.dynamics)
+        return apart(problem.stops[stop], [tf.gather(y, examples) for y in ys])
 
     def _loop(self, examples):
         return Loop(taken(self._problem, tf.minimum(examples, self._count - 1)), None)
@@ -212,11 +223,14 @@ def _examples_last(found, like):
 
 
 def _alike(x, y):
-    """Whether two tensors are equal, but for what products of other shapes may round otherwise."""
-    scale = tf.reduce_max(tf.abs(x))
+    """Whether two tensors are equal where they are finite, but for rounding: products of other
+    shapes may add up otherwise.
+    """
+    finite = tf.math.is_finite(tf.abs(x - y))
+    zeros = tf.zeros_like(tf.abs(x))
+    scale = tf.reduce_max(tf.where(finite, tf.abs(x), zeros))
     bound = tf.cast(epsilon(scale.dtype) ** 0.5, scale.dtype) * scale
-    # What is not finite is found elsewhere.
-    return tf.logical_not(tf.reduce_max(tf.abs(x - y)) > bound)
+    return tf.reduce_max(tf.where(finite, tf.abs(x - y), zeros)) <= bound
 
 
 def _exchanged(y):
