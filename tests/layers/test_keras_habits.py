@@ -50,11 +50,18 @@ class Encoder(keras.Model):
         return self.enc(y) if self.inside == "regularizer" else self.field(y)
 
 
+def activity_loss(y):
+    """That of `L2(0.5)`; Keras takes the mean over the batch from 3.13 on, before that the sum."""
+    layer = keras.layers.Activation("linear", activity_regularizer=keras.regularizers.L2(0.5))
+    layer(y)
+    return float(layer.losses[0])
+
+
 def test_losses_of_before_the_solve_stay():
     model = Encoder(activity_regularizer=keras.regularizers.L2(0.5))
     for x in (np.ones((2, 2), "float32"), np.full((2, 2), 2.0, "float32")):
         model(x)
-        expected = np.mean((2 * x) ** 2), 0.5 * np.sum((2 * x) ** 2) / len(x)
+        expected = np.mean((2 * x) ** 2), activity_loss(2 * x)
         np.testing.assert_allclose(model.losses, expected, rtol=1e-6)
 
 
@@ -65,7 +72,8 @@ def test_losses_of_before_the_solve_are_trained(jit):
     model.compile("sgd", jit_compile=jit)
     before = model.predict(x, verbose=0)  # the field is zero: what the encoder says
     history = model.fit(x, epochs=2, verbose=0, batch_size=4).history["loss"]
-    expected = np.mean(before**2) + 0.5 * np.sum(before**2) / len(x)
+    batches = before.reshape(-1, 4, before.shape[-1])
+    expected = np.mean(before**2) + np.mean([activity_loss(y) for y in batches])
     np.testing.assert_allclose(history[0], expected, rtol=1e-5)
     assert history[1] < history[0]
 
@@ -347,6 +355,12 @@ class LastWithTime(Last):
         return super().call(y, mask)
 
 
+#: Older ones refuse a functional model with an input that is not used.
+WITH_UNUSED_INPUTS = pytest.mark.skipif(
+    tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13), reason="needs Keras 3.13"
+)
+
+
 def functional_of(layer, time):
     y = keras.Input((3, 2), name="y")
     return keras.Model([keras.Input((1,), name="t"), y] if time else y, layer(y))
@@ -359,7 +373,7 @@ def functional_of(layer, time):
         LastWithTime,
         lambda: keras.Sequential([Last()]),
         lambda: functional_of(Last(), False),
-        lambda: functional_of(Last(), True),
+        pytest.param(lambda: functional_of(Last(), True), marks=WITH_UNUSED_INPUTS),
         lambda: ConcatTime(keras.Sequential([Last(), Narrow()])),
         lambda: TimeSequential([LastWithTime(), ConcatTime(Narrow())]),
         lambda: RescaledTime(keras.Sequential([Last()])),
