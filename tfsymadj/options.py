@@ -116,10 +116,10 @@ class Options(Configured):
         lanes: with `batch_axis`, how many of the examples are worked on at a time; one that is done
             gives its place to the next: for many examples of unequal lengths. None: all of them.
             Each tensor of `args` that has as long a first axis as `y0` has a row for each example;
-            what the dynamics close over they share. Dynamics that give an example other values
-            beside other examples end with `Status.EXAMPLES_MIXED`. The backward pass takes the
-            examples in the order of their numbers of steps and solves each once more; it holds no
-            more than that of `lanes` examples does.
+            what the dynamics close over they share. If the first examples have other slopes beside
+            fewer others, at the start or at the end, the status is `Status.EXAMPLES_MIXED`. The
+            backward pass takes the examples in the order of their numbers of steps and solves each
+            once more; it holds no more than that of `lanes` examples does.
         gradient: how the solve is differentiated: `"symplectic_adjoint"`, `"backprop"`,
             `"baseline"`, `"aca"`, `"continuous_adjoint"`, `"reversible"`, or an object such as
             `SymplecticAdjoint(checkpoints="steps")`.

@@ -244,8 +244,8 @@ def _solve(
     steps = arguments.as_count(solver.controller.num_steps(stops))
     if not isinstance(steps, int):  # a matter of the values of `t`: known to eager callers only
         steps = num_steps
-    known = steps is not None  # of examples some may be done before the others
-    same = known and jumps is None and not functions and not solver.lanes
+    # Of examples some may be done before the others.
+    same = steps is not None and jumps is None and not functions and not solver.lanes
     problem = Problem(
         watch=_watch(functions, event_args, state, ys, solver, caller),
         dynamics=_closed(function, like, dynamics, solver, caller, state),
@@ -254,7 +254,7 @@ def _solve(
         between=times if solver.interpolates and not solver.dense else None,
         method=solver.method,
         controller=solver.controller,
-        max_steps=steps if known else solver.max_steps,
+        max_steps=solver.max_steps if steps is None else steps,
         known_length=same,
         first_step=solver.first_step,
         min_step=solver.min_step,

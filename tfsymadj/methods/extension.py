@@ -6,7 +6,7 @@ import tensorflow as tf
 from tfsymadj.arithmetic import in_double
 
 
-def beside_rows(x, y):
+def _beside_rows(x, y):
     """A matrix `[times, lanes]` as a factor for `[times, lanes, ...]`."""
     x = tf.reshape(x, tf.concat([tf.shape(x), [1] * (y.shape.rank - 2)], 0))
     return tf.cast(x, y.dtype)
@@ -69,7 +69,7 @@ class Extension:
             h: the step of each lane.
             sums: tensor `[powers, lanes, ...]`, of `lane_sums` from the first power on.
         """
-        return self._product(sums * beside_rows(h[tf.newaxis], sums), transpose=False)
+        return self._product(sums * _beside_rows(h[tf.newaxis], sums), transpose=False)
 
     def _product(self, stacked, transpose):
         shape = tf.shape(stacked)
@@ -87,7 +87,7 @@ class Extension:
             terms: of `lane_terms`.
             powers: as for `weights`.
         """
-        theta = beside_rows(theta, terms)
+        theta = _beside_rows(theta, terms)
         value, terms = powers == "value", tf.unstack(terms)
         if not value:
             terms = [tf.cast(k, x.dtype) * x for k, x in enumerate(terms, 1)]
@@ -98,7 +98,7 @@ class Extension:
 
     def lane_states(self, h, y, theta, terms):
         """The states at theta `[times, lanes]`, for a step of each lane from `y`."""
-        values = self.lane_values(theta, terms * beside_rows(h[tf.newaxis], terms))
+        values = self.lane_values(theta, terms * _beside_rows(h[tf.newaxis], terms))
         return y + tf.cast(values, y.dtype)
 
     def lane_sums(self, theta, mask, rows):
@@ -113,9 +113,9 @@ class Extension:
             A float64 or complex128 tensor `[1 + powers, lanes, ...]`, from the power zero on.
         """
         rows = in_double(rows)
-        theta = beside_rows(theta, rows)
+        theta = _beside_rows(theta, rows)
         # Others get a factor of zero: what is not finite among them is in the adjoint already.
-        rows *= beside_rows(mask, rows)
+        rows *= _beside_rows(mask, rows)
         sums = [tf.reduce_sum(rows, 0)]
         for _ in range(self.num_powers):
             rows *= theta

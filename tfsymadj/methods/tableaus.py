@@ -126,6 +126,7 @@ class ButcherTableau:
             object.__setattr__(self, field, value)
         self._check_shapes()
         self._check_rows()
+        self._check_blocks()
         self._check_orders()
         if self.dense is not None:
             self._check_dense()
@@ -414,14 +415,6 @@ class ButcherTableau:
                         f"`{field}[{i}]` must sum to `c[{i}]`. "
                         f"Received: {field}[{i}]={row}, c[{i}]={node}"
                     )
-        for block in self.blocks:
-            part = self.a_matrix[block.start : block.stop, block.start : block.stop]
-            if len(block) > 1 and np.linalg.matrix_rank(part) < len(block):
-                raise ValueError(
-                    f"`a` must be regular in stages {block.start} to {block.stop - 1}, which "
-                    "depend on each other: they can't be solved for otherwise. List stages that "
-                    f"depend on earlier ones only in that order. Received: {part.tolist()}"
-                )
         for field in ("b_error", "b_coarse"):
             weights = getattr(self, field)
             if weights is None:
@@ -432,6 +425,16 @@ class ButcherTableau:
                 )
             if abs(math.fsum(weights)) > TOLERANCE * _magnitude(weights, *self.b):
                 raise ValueError(f"`{field}` must sum to zero. Received: {weights}")
+
+    def _check_blocks(self):
+        for block in self.blocks:
+            part = self.a_matrix[block.start : block.stop, block.start : block.stop]
+            if len(block) > 1 and np.linalg.matrix_rank(part) < len(block):
+                raise ValueError(
+                    f"`a` must be regular in stages {block.start} to {block.stop - 1}, which "
+                    "depend on each other: they can't be solved for otherwise. List stages that "
+                    f"depend on earlier ones only in that order. Received: {part.tolist()}"
+                )
 
     def _check_orders(self):
         violation = first_violation(self.matrices, self.b_vector, self.order)
