@@ -23,7 +23,7 @@ from tfsymadj.checkpoints.recording import Recording
 _LARGE = 2**30
 
 
-def budget_recording(problem, budget, keeps_last, tapes_steps=False):
+def budget_recording(problem, budget, keeps_last, tapes_steps=False, halves=None, values=None):
     """The `Recording` that holds at most `budget` states at any time.
 
     Of the possible lengths of a segment it takes the one with the fewest evaluations.
@@ -33,6 +33,8 @@ def budget_recording(problem, budget, keeps_last, tapes_steps=False):
         budget: int.
         keeps_last: whether the last segment's values are kept where not all are.
         tapes_steps: see `Recording`.
+        halves: likewise.
+        values: how many states what the adjoint needs of a step counts as, where it is no states.
 
     Raises:
         ValueError: if the budget is below s + 4.
@@ -43,18 +45,19 @@ def budget_recording(problem, budget, keeps_last, tapes_steps=False):
             f"`checkpoints` must be at least s + 4 = {s + 4} for the method "
             f"{problem.method.name!r} of s = {s} stages. Received: {budget}"
         )
-    values = 1 if tapes_steps else s
+    values = values or (1 if tapes_steps else s)
+    of_steps = dict(tapes_steps=tapes_steps, halves=halves)
     if not isinstance(n, int):
         stride = budget // (2 * values)
         slots = budget - stride * values
         kept = _positions(-(-n // stride), slots)
-        return _Budget(stride, slots, tapes_steps=tapes_steps, kept=kept)
+        return _Budget(stride, slots, kept=kept, **of_steps)
     _, stride, slots, ring = cheapest_plan(n, budget, values, keeps_last)
     segments = -(-n // stride)
     if ring == n:
-        return Recording(stride, rows=0, ring=ring, tapes_steps=tapes_steps)
+        return Recording(stride, rows=0, ring=ring, **of_steps)
     if segments <= slots:
-        return Recording(stride, segments, ring, tapes_steps)
+        return Recording(stride, segments, ring, **of_steps)
     if problem.known_length:
         with tf.init_scope():
             positions = _positions(tf.constant(segments), slots).numpy()
@@ -63,7 +66,7 @@ def budget_recording(problem, budget, keeps_last, tapes_steps=False):
     else:
         rows = online_rows(segments, slots)
     kind = _LaneBudget if problem.lanes else _Budget
-    return kind(stride, slots, ring, tapes_steps, kept=rows)
+    return kind(stride, slots, ring, kept=rows, **of_steps)
 
 
 class Plan(NamedTuple):

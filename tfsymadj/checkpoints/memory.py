@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfsymadj.checkpoints.budget import budget_recording, cheapest_plan
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.config import is_int
-from tfsymadj.dynamics.tapes import num_bytes, tape_bytes
+from tfsymadj.dynamics.tapes import num_bytes, tape_of
 
 _UNITS = {
     "B": 1,
@@ -22,6 +22,14 @@ FREE = 64 * 2**20
 #: Those of an adaptive solve, which sets them aside, and fills them with zeros, for all steps that
 #: it might take.
 FREE_ADAPTIVE = 64 * 2**10
+
+#: The bytes of activations of a step of an adaptive solve from which on it takes longer to compute
+#: them again than to keep them.
+WORTHWHILE = 64 * 2**10
+
+#: Of how many steps of an adaptive solve activations are kept at most: the place for them is filled
+#: with zeros, however few steps are taken.
+MOST_STEPS = 32
 
 #: More states than this need not be told apart.
 _MOST = 2**30
@@ -44,31 +52,62 @@ def as_bytes(memory: int | str) -> int:
     )
 
 
-def automatic_recording(problem):
+def automatic_recording(problem, with_activations=True):
     """The `Recording` of about `root_recording`'s states, or of more where these cost nothing.
 
     A tape for each step, not one for each stage, is faster, and needs one value a step; but it
-    holds all stages' activations. It is taken where these are few. Sizes that are not known when
-    the solve is traced count as `tapes.UNKNOWN`.
+    holds all stages' activations. It is taken where these are few. Where the forward pass can keep
+    them of all steps, or of the last ones, it does. Sizes that are not known when the solve is
+    traced count as `tapes.UNKNOWN`.
 
     Args:
         problem: `Problem`.
+        with_activations: whether activations may be kept.
     """
     sizes = [num_bytes(y) for y in _kept_parts(problem)]
     if None in sizes:
         return root_recording(problem)
-    tape = _step_tape(problem)
-    single = tape is not None and tape <= FREE
+    tape = _tape(problem)
+    held = _step_bytes(problem, tape)
+    single = held is not None and held <= FREE
+    size = max(sum(sizes), 1)
+    if single and with_activations:
+        recording = _activations_recording(problem, _halves(problem, tape), size)
+        if recording is not None:
+            return recording
     free = FREE_ADAPTIVE
     if problem.known_length:
-        free = FREE - tape if single else FREE
-    return root_recording(problem, single, free // max(sum(sizes), 1))
+        free = FREE - held if single else FREE
+    return root_recording(problem, single, free // size)
+
+
+def _activations_recording(problem, halves, size):
+    """The `Recording` of activations, where it takes less time than any other; else None.
+
+    Args:
+        problem: `Problem`.
+        halves: `Halves` or None.
+        size: bytes of the state.
+    """
+    n = problem.max_steps
+    if halves is None or not isinstance(n, int):
+        return None
+    each = problem.method.stages * halves.num_bytes
+    if problem.known_length:
+        return Recording(n, 0, n, halves=halves) if n * each <= FREE else None
+    # Of the shortest steps nothing is saved but a few operations; and the place for more of them is
+    # soon larger than what they need.
+    stride = min(max(_root_stride(n, max(each / size, 1.0), whole=False), 8), n)
+    segments = 0 if stride == n else -(-n // stride)
+    if each < WORTHWHILE or 2 * stride > MOST_STEPS or stride * each + segments * size > FREE:
+        return None
+    return Recording(stride, segments, stride, halves=halves)
 
 
 def tapes_steps(problem):
     """Whether the activations of all stages of a step are few enough for one tape."""
-    tape = _step_tape(problem)
-    return tape is not None and tape <= FREE
+    held = _step_bytes(problem, _tape(problem))
+    return held is not None and held <= FREE
 
 
 def root_recording(problem, tapes_steps=False, room=0):
@@ -125,7 +164,7 @@ def _preferred(n, strides, least):
     return max([c for c in strides if n % c == 0 and c >= least], default=strides[-1])
 
 
-def memory_recording(problem, memory):
+def memory_recording(problem, memory, with_activations=True):
     """The `Recording` that holds at most so many bytes at any time.
 
     Where the sizes of the state are not known when the solve is traced, it is `root_recording`'s.
@@ -133,6 +172,7 @@ def memory_recording(problem, memory):
     Args:
         problem: `Problem`.
         memory: int.
+        with_activations: whether activations may be kept.
 
     Returns:
         None where back-propagation through the whole solve fits in.
@@ -153,15 +193,28 @@ def memory_recording(problem, memory):
             f"`memory` must be at least {least * size} bytes, s + 4 states of {size} bytes, "
             f"for the method {problem.method.name!r} of s = {s} stages. Received: {memory}"
         )
-    tape = _step_tape(problem)
+    found = _tape(problem)
+    tape = _step_bytes(problem, found)
     if tape is not None and _holds_all(problem, tape, memory):
         return None
+    # Their costs: how many steps more are computed again than each of them once; those of
+    # activations need no evaluation under a tape.
+    plans = [(cheapest_plan(n, states, s, keeps_last=True).cost, states, {})]
     beside_tape = 0 if tape is None else min((memory - tape) // size, _MOST)
     if beside_tape >= least:
-        plan = cheapest_plan(n, beside_tape, 1, keeps_last=True)
-        if plan.cost <= cheapest_plan(n, states, s, keeps_last=True).cost:
-            return budget_recording(problem, beside_tape, keeps_last=True, tapes_steps=True)
-    return budget_recording(problem, states, keeps_last=True)
+        cost = cheapest_plan(n, beside_tape, 1, keeps_last=True).cost
+        plans.append((cost, beside_tape, dict(tapes_steps=True)))
+        halves = _halves(problem, found) if with_activations else None
+        # Twice: outside of the loop that writes them they are another tensor.
+        values = 0 if halves is None else max(-(-2 * s * halves.num_bytes // size), 1)
+        budget = beside_tape
+        if not problem.known_length:
+            budget = min(budget, MOST_STEPS * values + -(-n // MOST_STEPS))
+        if halves is not None and budget > values:
+            cost = cheapest_plan(n, budget, values, keeps_last=True).cost - n
+            plans.append((cost, budget, dict(halves=halves, values=values)))
+    _, budget, options = min(reversed(plans), key=lambda plan: plan[0])
+    return budget_recording(problem, budget, keeps_last=True, **options)
 
 
 def _holds_all(problem, tape, memory):
@@ -181,12 +234,24 @@ def _sizes_are_known(ys):
     return all(y.shape.is_fully_defined() for y in ys)
 
 
-def _step_tape(problem):
-    """The bytes that a tape of one step holds; None where that can't be told, or is no use."""
-    if problem.method.iterates:
+def _tape(problem):
+    """The `Tape` of an evaluation; None where what it holds can't be told, or is no use."""
+    if problem.method.iterates or None in [num_bytes(y) for y in problem.ys]:
         return None
-    tape, sizes = tape_bytes(problem.dynamics, problem.ys), [num_bytes(y) for y in problem.ys]
-    if tape is None or None in sizes:
+    return tape_of(problem.dynamics, problem.ys, problem.with_time)
+
+
+def _step_bytes(problem, tape):
+    """The bytes that a tape of one step holds, or None."""
+    if tape is None:
         return None
     # Of each stage the activations, the value and the slope.
-    return problem.method.stages * (tape + 2 * sum(sizes))
+    return problem.method.stages * (tape.num_bytes + 2 * sum(map(num_bytes, problem.ys)))
+
+
+def _halves(problem, tape):
+    """The `Halves` of evaluations whose activations can be kept; None where they can't."""
+    plain = problem.switches is None and problem.clock is None and not problem.lanes
+    method = problem.method
+    single = not (method.extends or method.splits)
+    return tape.halves if plain and single and tape is not None else None

@@ -23,6 +23,8 @@ class Recording:
         ring: of how many steps, the last ones, these values are kept: 0, or `stride`: the backward
             pass puts those of the other segments into the same place.
         tapes_steps: whether there is one tape for a step, not one for each stage.
+        halves: `Halves` of the dynamics: what is kept of the stages are their activations, from
+            which their derivatives are taken without another evaluation; None: their values.
         dtype: in which states and values are kept; None: in their own.
     """
 
@@ -30,6 +32,7 @@ class Recording:
     rows: Any
     ring: Any = 0
     tapes_steps: bool = False
+    halves: Any = None
     dtype: Any = None
 
     @property
@@ -52,7 +55,9 @@ class Recording:
         return 1 if self.tapes_steps else num_stages
 
     def num_states(self, num_stages):
-        """How many states are held at most at any time, those of steps and of stages together."""
+        """How many states are held at most at any time, those of steps and of stages together; the
+        activations of a stage count as one.
+        """
         return self.rows + self.stride * self.num_values(num_stages)
 
     def row(self, segment):

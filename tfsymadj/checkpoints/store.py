@@ -40,6 +40,8 @@ class Store:
     def __init__(self, recording: Recording, num_stages: int, lanes: int = 0):
         self._recording, self._lanes = recording, lanes
         self._num_values = recording.num_values(num_stages)
+        if recording.halves is not None:
+            self._activations = Activations(recording.halves, recording.ring, num_stages)
 
     def _stacked(self, values):
         return tf.stack(values, axis=self._lanes)
@@ -49,15 +51,22 @@ class Store:
 
     def empty(self, like: list) -> Kept:
         """What the loop begins with, for the parts of the state to be kept."""
-        recording, count = self._recording, self._num_values
+        recording = self._recording
         if recording.dtype is not None:
             like = [buffers.in_dtype(y, recording.dtype) for y in like]
         rows = buffers.lane_rows if self._lanes else buffers.dense_rows
-        ring = recording.ring + self._lanes
         return Kept(
             [rows(recording.rows + 1, y) for y in like] if recording.keeps_states else [],
-            [rows(ring, self._stacked([y] * count)) for y in like] if recording.keeps_steps else [],
+            self._empty_steps(like, rows),
         )
+
+    def _empty_steps(self, like, rows):
+        recording, count = self._recording, self._num_values
+        if not recording.keeps_steps:
+            return []
+        if recording.halves is not None:
+            return self._activations.reserve()
+        return [rows(recording.ring + self._lanes, self._stacked([y] * count)) for y in like]
 
     def with_state(
         self, kept: Kept, n: tf.Tensor, ys: list, is_new: tf.Tensor, running: Any = True
@@ -93,15 +102,25 @@ class Store:
         return tf.where(running, row, self._recording.ring) if self._lanes else row
 
     def with_stages(self, kept: Kept, n: tf.Tensor, stages: list, running: Any = True) -> Kept:
-        """`kept` with the stage values of step n, a list for each part of the state."""
+        """`kept` with the stage values of step n, a list for each part of the state; or with the
+        activations of its stages, a list for each stage.
+        """
         if not kept.steps or self._recording.tapes_steps:
             return kept
         # A step that is rejected leaves its values where those of the next one will be.
+        if self._recording.halves is not None:
+            return kept._replace(steps=self._activations.set(kept.steps, n, stages))
         row, steps = self._ring_row(n, running), []
         for b, x in zip(kept.steps, stages):
             values = self._stacked(x)
             steps.append(buffers.for_branches(buffers.write_row, b, self._row(row, values), values))
         return kept._replace(steps=steps)
+
+    def closed(self, kept: Kept) -> Kept:
+        """`kept` after the loop, in dense buffers only."""
+        if not kept.steps or self._recording.halves is None:
+            return kept
+        return kept._replace(steps=self._activations.closed(kept.steps))
 
 
 class Ring:
@@ -176,3 +195,72 @@ class Lists:
 
     def _first_row(self, n):
         return n % self._stride * self._num_values
+
+
+class Activations:
+    """The activations of the stages of some steps, in tensor lists.
+
+    Those of one shape and dtype have one list, each of them a row: they are not copied when they
+    are put there, nor by XLA, which copies what is stacked first.
+
+    Args:
+        halves: `Halves`.
+        stride: of how many steps at a time.
+        num_stages: int.
+    """
+
+    def __init__(self, halves, stride, num_stages):
+        self._stride, self._num_stages = stride, num_stages
+        self._like = halves.zeros()
+        groups = {}  # the numbers of those that are alike
+        for i, x in enumerate(self._like):
+            groups.setdefault((tuple(x.shape), x.dtype), []).append(i)
+        self._groups = list(groups.values())
+
+    def _sizes(self):
+        """How many rows each list has, and what a row is like."""
+        for group in self._groups:
+            yield self._stride * self._num_stages * len(group), self._like[group[0]]
+
+    def reserve(self, like=None):
+        """The lists."""
+        return [buffers.reserve_rows(count, x) for count, x in self._sizes()]
+
+    def closed(self, rows):
+        """The lists as dense tensors, which may leave a compiled function."""
+        sizes = zip(rows, self._sizes())
+        return [buffers.stack_rows(r, x, count) for r, (count, x) in sizes]
+
+    def opened(self, dense):
+        """The lists again."""
+        return [
+            tf.raw_ops.TensorListFromTensor(tensor=x, element_shape=tf.shape(x)[1:]) for x in dense
+        ]
+
+    def set(self, rows, n, stages):
+        """The lists with the activations of step n, a list of tensors for each stage."""
+        new = []
+        for r, group in zip(rows, self._groups):
+            first = self._first_row(n, group)
+            for i, activations in enumerate(stages):
+                for j, k in enumerate(group):
+                    r = buffers.set_row(r, first + (i * len(group) + j), activations[k])
+            new.append(r)
+        return new
+
+    def of_step(self, rows, n, like):
+        """Callable from i to the activations of stage i of step n."""
+        firsts = [self._first_row(n, group) for group in self._groups]
+
+        def value(i):
+            found = [None] * len(self._like)
+            for r, first, group in zip(rows, firsts, self._groups):
+                for j, k in enumerate(group):
+                    row = first + (i * len(group) + j)
+                    found[k] = buffers.get_row(r, row, self._like[k])
+            return found
+
+        return value
+
+    def _first_row(self, n, group):
+        return n % self._stride * (self._num_stages * len(group))

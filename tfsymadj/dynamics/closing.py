@@ -90,7 +90,7 @@ class ClosedDynamics:
     def parts(self):
         """The implicit and the explicit part of a `Split`, a tuple of dynamics; else None."""
         functions = getattr(self._function, "parts", None)
-        return functions and tuple(self._part(function) for function in functions)
+        return functions and tuple(self.replaced(function) for function in functions)
 
     @property
     def operator(self):
@@ -102,7 +102,7 @@ class ClosedDynamics:
     def mass(self):
         """The product with the mass matrix, dynamics of `Mass`; else None."""
         function = getattr(self._function, "mass", None)
-        return function and self._part(function)
+        return function and self.replaced(function)
 
     @property
     def matrices(self):
@@ -113,7 +113,8 @@ class ClosedDynamics:
         """`Mass.split` of it."""
         return self._function.split()
 
-    def _part(self, function):
+    def replaced(self, function):
+        """The same dynamics with another function, which reads the same."""
         dynamics = copy.copy(self)
         dynamics._function = function
         return dynamics

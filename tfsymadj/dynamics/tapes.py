@@ -1,8 +1,18 @@
-"""How much a tape of the dynamics holds."""
+"""What a tape of the dynamics holds, and derivatives that begin with it.
 
+An evaluation and its derivative are traced into one graph, which is cut in two at the tensors that
+the derivative needs of the evaluation, its activations. Where these can be put into buffers, an
+evaluation may be differentiated long after it took place, without another one.
+"""
+
+import dataclasses
 import math
+from typing import Any
 
 import tensorflow as tf
+
+from tfsymadj import _platform
+from tfsymadj.dynamics.closing import Sources
 
 #: What a size counts as that is not known before the solve runs: a batch of many examples.
 UNKNOWN = 256
@@ -15,21 +25,19 @@ def num_bytes(x):
     return math.prod(UNKNOWN if n is None else n for n in x.shape) * x.dtype.size
 
 
-def tape_bytes(dynamics, ys):
-    """The bytes that a tape of one evaluation holds; None where that can't be told.
-
-    They are those of the tensors which the derivative needs of the evaluation and which depend on
-    the time or the state.
+def tape_of(dynamics, ys, with_values=False):
+    """The `Tape` of dynamics; None where what it holds can't be told.
 
     Args:
         dynamics: `ClosedDynamics`.
         ys: list of tensors, the state; for its shapes and dtypes.
+        with_values: whether activations are to include the dynamics' values.
     """
-    number, has_derivative = len(ys), True
+    number, has_derivative, structure = len(ys), True, None
     specs = [tf.TensorSpec(y.shape, y.dtype) for y in ys]
 
     def derivative(t, *tensors):
-        nonlocal has_derivative
+        nonlocal has_derivative, structure
         states, cotangents = list(tensors[:number]), list(tensors[number:])
         sources = dynamics.sources(states, [t])
         with dynamics.substituted():
@@ -40,32 +48,234 @@ def tape_bytes(dynamics, ys):
                 found = tape.gradient(values, sources, output_gradients=cotangents)
             except Exception:  # of any kind: it is raised again where the gradient is wanted
                 has_derivative = False
-                return []
-        return [x for x in tf.nest.flatten(found) if x is not None]
+                return values, []
+        structure = tf.nest.map_structure(lambda g: g is not None, found)
+        found = [tf.convert_to_tensor(g) for g in tf.nest.flatten(found) if g is not None]
+        return values, found
 
     traced = tf.function(derivative, autograph=False)
     graph = traced.get_concrete_function(dynamics.time, *specs, *specs).graph
     if not has_derivative:
         return None
-    evaluated = _reached(graph.inputs[: number + 1], _users)
-    later = _reached(graph.inputs[number + 1 : 2 * number + 1], _users)
-    later &= _reached(graph.outputs, lambda op: [x.op for x in op.inputs])
-    held = {
-        id(x): num_bytes(x)
-        for op in later
-        for x in op.inputs
-        if x.op in evaluated and x.op not in later
-    }
-    return None if None in held.values() else sum(held.values())
+    inputs = graph.inputs[: 2 * number + 1]
+    values, found = graph.outputs[:number], graph.outputs[number:]
+    evaluated = _reached(inputs[: number + 1], _users)
+    after = _reached(inputs[number + 1 :], _users)
+    later = after & _reached(found, _sources_of)
+    consumed = [*found, *(x for op in graph.get_operations() if op in later for x in op.inputs)]
+    held = {id(x): x for x in consumed if x.op in evaluated and x.op not in later}
+    if with_values:
+        held |= {id(x): x for x in values}
+    held = list(held.values())
+    sizes = [num_bytes(x) for x in held]
+    if None in sizes:
+        return None
+    return Tape(sum(sizes), _cut(graph, after, inputs, values, held, found, structure))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tape:
+    """What a tape of one evaluation holds.
+
+    Attributes:
+        num_bytes: of the tensors which the derivative needs of the evaluation and which depend on
+            the time or the state.
+        halves: `Halves`, where the activations can be kept in buffers; else None.
+    """
+
+    num_bytes: int
+    halves: Any = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Halves:
+    """The evaluation of dynamics, and its derivative from the activations alone.
+
+    They are put into a loop as operations, of which no tape of the caller knows.
+
+    Attributes:
+        first: `GraphDef` of the evaluation.
+        second: that of the derivative.
+        inputs: names of the time, the states and the cotangents.
+        values: of the dynamics' values.
+        held: the activations, a tuple of `(name, TensorSpec)`.
+        found: names of the gradients.
+        structure: `Sources` of booleans, whether there is a gradient.
+        captured: tuple of `(name, tensor)`, what both read from outside.
+    """
+
+    first: Any
+    second: Any
+    inputs: tuple
+    values: tuple
+    held: tuple
+    found: tuple
+    structure: Sources
+    captured: tuple
+
+    def zeros(self):
+        """A list of tensors like the activations."""
+        return [tf.zeros(spec.shape, spec.dtype) for _, spec in self.held]
+
+    @property
+    def num_bytes(self):
+        """Of the activations."""
+        return sum(num_bytes(spec) for _, spec in self.held)
+
+    def evaluate(self, t, ys):
+        """The dynamics' values, and the activations, lists of tensors."""
+        names = [*self.values, *(name for name, _ in self.held)]
+        results = self._imported(self.first, dict(zip(self.inputs, [t, *ys])), names)
+        return results[: len(ys)], results[len(ys) :]
+
+    def vjp(self, activations, cotangents):
+        """The gradients, `Sources`, None where the dynamics don't depend on one."""
+        held = self._named(activations)
+        given = dict(zip(self.inputs[len(cotangents) + 1 :], cotangents))
+        results = iter(self._imported(self.second, held | given, self.found))
+        return tf.nest.map_structure(lambda has: next(results) if has else None, self.structure)
+
+    def _named(self, activations):
+        return dict(zip((name for name, _ in self.held), activations))
+
+    def recorded(self, dynamics, activations):
+        """The dynamics, whose evaluations append what they leave to a list.
+
+        Args:
+            dynamics: the `ClosedDynamics` that were cut.
+            activations: list.
+        """
+
+        def evaluate(t, ys):
+            values, held = self.evaluate(t, ys)
+            activations.append(held)
+            return values
+
+        return dynamics.replaced(evaluate)
+
+    def replayed(self, dynamics, activations):
+        """Dynamics that have the derivatives of former evaluations, one after the other.
+
+        Their values are zeros, but for activations with values.
+
+        Args:
+            dynamics: the `ClosedDynamics` that were cut.
+            activations: iterator, of those of each evaluation.
+        """
+
+        def evaluate(t, ys):
+            held = next(activations)
+            known = self._named(held)
+            values = [
+                known[name] if name in known else tf.zeros_like(y)
+                for name, y in zip(self.values, ys)
+            ]
+
+            def backward(cotangents):
+                found = self.vjp(held, cotangents)
+                return [*found.times, *found.ys, *found.captured]
+
+            return _platform.with_gradient(values, [t, *ys, *dynamics.captured], backward)
+
+        return dynamics.replaced(evaluate)
+
+    def _imported(self, definition, given, names):
+        """The tensors of these names, where those that are given have other values."""
+        graph = tf.compat.v1.get_default_graph()
+        given = {name: graph.capture(x) for name, x in (*self.captured, *given.items())}
+        inputs = [x for node in definition.node for x in node.input]
+        used = {x if ":" in x else f"{x}:0" for x in inputs}
+        wanted = [name for name in dict.fromkeys(names) if name not in given]
+        imported = tf.graph_util.import_graph_def(
+            definition,
+            input_map={name: x for name, x in given.items() if name in used},
+            return_elements=wanted,
+            name="dynamics",
+        )
+        found = given | dict(zip(wanted, imported))
+        return [found[name] for name in names]
+
+
+def _cut(graph, after, inputs, values, held, found, structure):
+    """The `Halves` of a graph; None where something would be lost if its operations were put
+    elsewhere, or a size is not known.
+
+    Args:
+        graph: `FuncGraph`.
+        after: the operations that depend on cotangents.
+        inputs: lists of tensors, from here on: see `Halves`.
+        values: likewise.
+        held: likewise.
+        found: likewise.
+        structure: likewise.
+    """
+    outside = [(inside.name, x) for x, inside in graph.captures]
+    if any(num_bytes(x) is None for _, x in outside):
+        return None
+    if not all(x.shape.is_fully_defined() for x in held):
+        return None
+    definition, checks = graph.as_graph_def(), set(graph.control_outputs)
+    # The functions of custom gradients know only the tensors of the trace that they are from.
+    if definition.library.function or any("_gradient_op_type" in x.attr for x in definition.node):
+        return None
+    if checks & after:
+        return None
+    given = {x.op for x in (*inputs, *(inside for _, inside in graph.captures))}
+    first = _needed({x.op for x in (*values, *held)} | checks, given, after)
+    second = _needed({x.op for x in found}, given | {x.op for x in held}, set())
+    return Halves(
+        first=_part(definition, first),
+        second=_part(definition, second),
+        inputs=tuple(x.name for x in inputs),
+        values=tuple(x.name for x in values),
+        held=tuple((x.name, tf.TensorSpec(x.shape, x.dtype)) for x in held),
+        found=tuple(x.name for x in found),
+        structure=structure,
+        captured=tuple(outside),
+    )
+
+
+def _part(definition, operations):
+    """A `GraphDef` of some of the operations."""
+    names, part = {op.name for op in operations}, tf.compat.v1.GraphDef()
+    part.versions.CopyFrom(definition.versions)
+    for node in definition.node:
+        if node.name in names:
+            copy = part.node.add()
+            copy.CopyFrom(node)
+            copy.attr.pop("_class", None)  # beside which other operations it is placed
+            del copy.input[:]
+            copy.input.extend(x for x in node.input if x[0] != "^" or x[1:] in names)
+    return part
+
+
+def _needed(operations, given, after):
+    """The operations that these depend on, themselves included, up to those that are given.
+
+    That some wait for operations of `after` saves memory in the graph that they are from.
+    """
+
+    def sources(op):
+        return [*_sources_of(op), *(x for x in op.control_inputs if x not in after)]
+
+    return _reached_from(operations - given, lambda op: [x for x in sources(op) if x not in given])
 
 
 def _users(op):
     return [user for x in op.outputs for user in x.consumers()]
 
 
+def _sources_of(op):
+    return [x.op for x in op.inputs]
+
+
 def _reached(tensors, following):
     """The operations from those of some tensors on."""
-    found, waiting = set(), [x.op for x in tensors]
+    return _reached_from([x.op for x in tensors], following)
+
+
+def _reached_from(operations, following):
+    found, waiting = set(), list(operations)
     while waiting:
         op = waiting.pop()
         if op not in found:

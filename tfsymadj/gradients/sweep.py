@@ -15,7 +15,7 @@ from tfsymadj.arithmetic import (
     quotient,
     select,
 )
-from tfsymadj.checkpoints.store import LaneRing, Lists, Ring
+from tfsymadj.checkpoints.store import Activations, LaneRing, Lists, Ring
 from tfsymadj.dynamics.closing import LiveDynamics, Sources
 from tfsymadj.loop.failures import is_success
 from tfsymadj.loop.grid import to_stops
@@ -48,7 +48,7 @@ class Sweep:
         self._method = problem.method.without_error()
         self._outputs = problem.outputs()
         self._intervals = problem.intervals
-        self._recording = recording
+        self._recording, self._halves = recording, recording.halves
         record = outcome.record
         self._grid, self._kept, self._rest = record.grid, record.kept, record.rest
         self._accepted = static_int(outcome.stats.num_accepted)
@@ -107,15 +107,21 @@ class Sweep:
             and not (self._single or problem.lanes or isinstance(first, int))
         )
         if recording.keeps_steps and not together:
-            values = Ring(recording.ring)
-            if problem.lanes:
-                values = LaneRing(recording.ring, self._or_at_rest)
+            values, rows = self._kept_values()
             with _ready(state):
-                state = self._adjoint_steps(first, kept, values, self._kept.steps, state)
+                state = self._adjoint_steps(first, kept, values, rows, state)
         if recording.keeps_states:
             with _ready(state):
                 state = self._segments(first, state, kept if together else None)
         return state
+
+    def _kept_values(self):
+        """The values of the last steps, and where they are."""
+        ring, rows = self._recording.ring, self._kept.steps
+        if self._halves is not None:
+            values = Activations(self._halves, ring, self._method.stages)
+            return values, values.opened(rows)
+        return LaneRing(ring, self._or_at_rest) if self._problem.lanes else Ring(ring), rows
 
     def _times(self, totals):
         """The gradients for the times of all kinds."""
@@ -142,10 +148,10 @@ class Sweep:
         if self._single:
             values, rows = None, []
         elif recording.keeps_steps and not self._problem.lanes:
-            values, rows = Ring(recording.ring), self._kept.steps
+            values, rows = self._kept_values()
         else:
             values = Lists(stride, recording.num_values(self._method.stages))
-            rows = values.reserve(after(state.totals.ys, [tf.zeros_like(y) for y in like]))
+            rows = values.reserve(after(state.totals.ys, [tf.zeros_like(x) for x in like]))
 
         states = self._kept.states
         if self._problem.lanes:
@@ -167,7 +173,7 @@ class Sweep:
             ys = self._or_at_rest(begin, ys)
             if self._single:
                 return held, rows, self._adjoint_from_state(begin, ys, state)
-            if kept is not None:
+            if kept is not None and recording.tapes_steps:
                 ys = select(own, values.of_step(rows, begin, like)(0), ys)
             rows = self._recompute(begin, again, ys, values, rows)
             return held, rows, self._adjoint_steps(begin, length, values, rows, state)
@@ -228,14 +234,22 @@ class Sweep:
         return self._method.step(self._live_slopes(n), self._grid.start(n), self._grid.size(n), ys)
 
     def _stages(self, n, ys):
-        """The step with its stage values, those for outputs inside of it included."""
+        """The step, and its stage values, those for outputs inside of it included, or their
+        activations.
+        """
+        if self._halves is not None:
+            activations = []
+            recorded = self._halves.recorded(self._dynamics, activations)
+            dynamics = LiveDynamics(recorded, self._problem.ys)
+            step = self._method.step(dynamics, self._grid.start(n), self._grid.size(n), ys)
+            return step, activations
         step = self._step(n, ys)
         if self._method.extends and self._within is not None:
             step = self._method.extended(
                 self._live_slopes(n), self._grid.start(n), self._grid.size(n), ys, step,
                 self._wanted(n), last=False,
             )  # fmt: skip
-        return step
+        return step, step.stages
 
     def _wanted(self, n):
         """Whether step n has to have the rows of the continuous extension."""
@@ -277,8 +291,8 @@ class Sweep:
 
         def stages_of(i, variables):
             ys, rows = variables
-            step = self._stages(begin + i, ys)
-            rows = values.set(rows, begin + i, step.stages)
+            step, of_stages = self._stages(begin + i, ys)
+            rows = values.set(rows, begin + i, of_stages)
             return self._or_at_rest(begin + i + 1, step.ys), rows
 
         return repeated(count, stages_of, (ys, rows), "recompute", bound)[1]
@@ -297,16 +311,21 @@ class Sweep:
         """The adjoint over the step n, from the state before it, whose values are used at once."""
         if self._recording.tapes_steps:
             return self._adjoint_step(n, lambda _: ys, state)
-        stages = [tf.stack(x) for x in zip(*self._stages(n, ys).stages)]
+        stages = [tf.stack(x) for x in zip(*self._stages(n, ys)[1])]
         return self._adjoint_step(n, lambda i: [tf.gather(x, i) for x in stages], state)
 
     def _adjoint_step(self, n, value, state):
         """The adjoint over the step n, from its values: `value(i)`, their live parts."""
+        if self._halves is not None:
+            activations = (value(i) for i in range(self._method.stages))
+            dynamics = self._halves.replayed(self._dynamics, activations)
+            nothing = [tf.zeros_like(y) for y in self._problem.ys]
+            return self._differentiate(n, self._method.vjp, nothing, state, dynamics)
         if self._recording.tapes_steps:
             return self._differentiate(n, self._method.vjp, self._whole(value(0)), state)
         return self._differentiate(n, self._method.adjoint, lambda i: self._whole(value(i)), state)
 
-    def _differentiate(self, n, rule, start, state):
+    def _differentiate(self, n, rule, start, state, dynamics=None):
         """The step n by `Method.adjoint` from its stages, or by `Method.vjp` from the state."""
         grid, problem, totals = self._grid, self._problem, state.totals
         adjoints = self._outputs.add_cotangents(
@@ -326,8 +345,8 @@ class Sweep:
             here = self._inside(n)
             slopes = [here.of_rows(self._wanted(n))]
         sums = rule(
-            self._dynamics_of(n), grid.start(n), grid.size(n), start, adjoints, state.lows,
-            problem.with_time, *slopes,
+            dynamics or self._dynamics_of(n), grid.start(n), grid.size(n), start, adjoints,
+            state.lows, problem.with_time, *slopes,
         )  # fmt: skip
         times, sums = sums.times, sums._replace(times=[])
         if here is not None:
@@ -463,6 +482,8 @@ def planned_evaluations(problem, recording, outcome):
     if method.iterates:  # as many as the equations will ask for
         return tf.constant(-1)
     taped = each.evaluations if recording.tapes_steps else each.adjoint_evaluations
+    if recording.halves is not None:  # what is kept are the evaluations
+        return (again + advanced) * each.evaluations + int(problem.interpolates)
     planned = accepted * tf.constant(taped) + (again + advanced) * each.evaluations
     if method.extends:  # the further rows and the last slope, but for the last one's value
         further = method.stages - each.stages

@@ -147,10 +147,11 @@ class SymplecticAdjoint(Recomputing):
 
     def _recording(self, problem):
         n, checkpoints = problem.max_steps, self.checkpoints
+        exact = self.checkpoint_dtype is None
         if self._bytes is not None:
-            return memory_recording(problem, self._bytes)
+            return memory_recording(problem, self._bytes, with_activations=exact)
         if checkpoints == "auto":
-            return automatic_recording(problem)
+            return automatic_recording(problem, with_activations=exact)
         if checkpoints == "sqrt":
             return root_recording(problem)
         if isinstance(checkpoints, int):

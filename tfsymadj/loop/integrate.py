@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfsymadj.arithmetic import add, compensated_sum, entry, epsilon, select
 from tfsymadj.checkpoints.recording import Recording
 from tfsymadj.checkpoints.store import Kept, Store
+from tfsymadj.dynamics.closing import apart
 from tfsymadj.dynamics.mass import Rates, of_slopes
 from tfsymadj.loop.failures import finite, first_failure, is_success, monotonic
 from tfsymadj.loop.grid import Rest, Writer
@@ -41,6 +42,7 @@ class _Carry(NamedTuple):
     ys: list
     lows: list  # of `ys`, lost by rounding: see `arithmetic.compensated_sum`
     first: list  # the dynamics at (t, ys), with a FSAL method
+    held: list  # their activations, where these are kept
     control: Any
     status: tf.Tensor
     reached: tf.Tensor  # the last interval entered and the time, while all was well
@@ -62,6 +64,7 @@ class _Trial(NamedTuple):
     ys: list
     lows: list
     extended: Any  # the step with the slopes for outputs inside
+    activations: list  # of each evaluation, where they are kept
 
 
 class _Verdict(NamedTuple):
@@ -94,6 +97,7 @@ class Loop:
             self._lookout = Lookout(problem.watch, problem.stops, problem.method)
         self._recording = recording
         self._live = [] if recording is None else problem.dynamics.live
+        self._halves = None if recording is None else recording.halves
         self._store = Store(
             recording or Recording(stride=1, rows=0), problem.method.stages, problem.lanes
         )
@@ -146,7 +150,7 @@ class Loop:
             fine = monotonic(problem.output_times)
         status = tf.where(fine, int(Status.SUCCESS), int(Status.TIMES_NOT_MONOTONIC))
         status = first_failure(status, finite(ys, self._lanes), Status.NON_FINITE_STATE)
-        slopes, first_step, status, evaluations = self._first(status)
+        slopes, held, first_step, status, evaluations = self._first(status)
         seen = [] if self._lookout is None else [self._lookout.start(ys, slopes)]
         recorded, live = self._recording is not None, [ys[i] for i in self._live]
         none = tf.zeros_like(start, tf.int32)  # of each lane
@@ -164,6 +168,7 @@ class Loop:
             ys=list(ys),
             lows=[tf.zeros_like(y) for y in ys],
             first=slopes if problem.method.fsal else [],
+            held=held if problem.method.fsal else [],
             control=control,
             status=status,
             reached=none,
@@ -180,18 +185,18 @@ class Loop:
         return carry, evaluations
 
     def _first(self, status):
-        """The first slopes and the first step's size, as far as they are needed."""
-        problem, evaluations, slopes, first_step = self._problem, 0, [], None
+        """The first slopes, their activations and the first step's size, as far as they are
+        needed.
+        """
+        problem, evaluations, slopes, held, first_step = self._problem, 0, [], [], None
         if problem.method.iterates:
             dynamics = self._intervals.of(problem.dynamics, self._intervals.first)
             suits = problem.method.suits(dynamics, problem.stops[0], problem.ys)
             status = first_failure(status, suits, Status.NEWTON_FAILED)
         automatic = self._adaptive and problem.first_step is None
         if problem.method.fsal or automatic or self._lookout is not None:
-            # Outside of the loop, where the caller's tapes would see into it.
             dynamics = self._intervals.of(problem.dynamics, self._intervals.first)
-            apart = getattr(dynamics, "apart", dynamics)
-            slopes = apart(problem.stops[0], problem.ys)
+            slopes, held = self._first_slopes(dynamics)
             evaluations += 1
             fine = finite(slopes, self._lanes)
             status = first_failure(status, fine, Status.NON_FINITE_DYNAMICS)
@@ -213,7 +218,21 @@ class Loop:
             evaluations += 1
         elif self._adaptive:
             first_step = given_first_step(problem.first_step, problem.stops[0])
-        return slopes, first_step, status, evaluations
+        return slopes, held, first_step, status, evaluations
+
+    def _first_slopes(self, dynamics):
+        """The dynamics at the start, and their activations where they are needed."""
+        # Outside of the loop, where the caller's tapes would see into it.
+        t, ys = self._problem.stops[0], self._problem.ys
+        if self._halves is None or not self._problem.method.fsal:
+            return getattr(dynamics, "apart", dynamics)(t, ys), []
+
+        def evaluate():
+            slopes, held = self._halves.evaluate(t, ys)
+            return [*slopes, *held]
+
+        found = apart(evaluate, [*ys, *self._halves.zeros()])
+        return found[: len(ys)], found[len(ys) :]
 
     def _consistent(self, dynamics, slopes, parts, status):
         """The status, unless the state at the start does not solve the algebraic equations."""
@@ -289,13 +308,16 @@ class Loop:
         if self._lanes:
             step = tf.where(running, proposal.step, tf.zeros_like(proposal.step))
             proposal = proposal._replace(step=step)
-        dynamics = self._intervals.of(problem.dynamics, c.interval)
+        dynamics, activations = self._intervals.of(problem.dynamics, c.interval), []
+        if self._halves is not None:
+            activations += [c.held] if c.held else []
+            dynamics = self._halves.recorded(dynamics, activations)
         start, first = c.ys, c.first
         if problem.clock is not None:
             start, first = problem.clock.set(start, first, c.interval, proposal)
         step = problem.method.step(dynamics, c.t, proposal.step, start, first or None)
         ys, lows = compensated_sum(start, add(c.lows, step.increments))
-        return _Trial(proposal, start, step, ys, lows, extended=step)
+        return _Trial(proposal, start, step, ys, lows, step, activations)
 
     def _judge(self, c, trial):
         proposal, step, fine = trial.proposal, trial.step, finite(trial.ys, self._lanes)
@@ -368,7 +390,7 @@ class Loop:
         return verdict, [seen]
 
     def _advance(self, c, trial, verdict, kept, seen, running):
-        proposal, start, step, ys, lows, extended = trial
+        proposal, start, step, ys, lows, extended, activations = trial
         accepted, control, status = verdict
         if tf.get_static_value(accepted):  # nothing is ever rejected
             problem = self._problem
@@ -380,11 +402,15 @@ class Loop:
         interval = tf.where(arrives, self._intervals.following(c.interval), c.interval)
         well = is_success(status)
         first = select(accepted, step.slopes[-1], c.first) if c.first else []
+        held = select(accepted, activations[-1], c.held) if c.held else []
         evaluations = extended.evaluations
         if self._problem.switches is not None:
             control, first, more = self._after_jump(arrives, interval, t, ys, control, first)
             evaluations = evaluations + more
-        stages = [[stage[i] for stage in extended.stages] for i in self._live]
+        if self._halves is None:
+            stages = [[stage[i] for stage in extended.stages] for i in self._live]
+        else:
+            stages = activations[: self._problem.method.stages]
         tried, rest = 1, []
         if self._lanes:
             tried = tf.cast(running, tf.int32)
@@ -405,6 +431,7 @@ class Loop:
             ys=ys,
             lows=lows,
             first=first,
+            held=held,
             control=control,
             status=status,
             reached=tf.where(well, interval, c.reached),
@@ -492,7 +519,8 @@ class Loop:
                 lambda x: select(fine, [x], [tf.gather(x, other + tf.zeros_like(accepted))])[0],
                 c.rest[0],
             )
-        return Record(self._grid.read(c.grid[0], accepted, rest), c.kept, rates, c.ys, c.t, rest)
+        kept = self._store.closed(c.kept)
+        return Record(self._grid.read(c.grid[0], accepted, rest), kept, rates, c.ys, c.t, rest)
 
     def _mark(self, mark: Mark):
         """The mark, with the derivative of its time for the stops."""

@@ -1,0 +1,142 @@
+"""Gradients from activations that the forward pass has kept."""
+
+import pytest
+import tensorflow as tf
+from helpers.gradients import FLOAT64, gradients, relative_error
+from helpers.modes import MODES, slow
+from helpers.problems import everything, mlp
+
+import tfsymadj
+from tfsymadj import Backprop, SymplecticAdjoint
+from tfsymadj.checkpoints import memory as plans
+
+#: Up to 8 steps they are kept, more are computed again in segments.
+FEW, MANY = dict(rtol=1e-3), dict(rtol=1e-3, max_step=0.04)
+CASES = {
+    "few": FEW,
+    "many": MANY,
+    "all": dict(rtol=1e-9, max_steps=60),
+    "every output a step": dict(rtol=1e-5, outputs="step"),
+    "not FSAL": dict(method="fehlberg45", rtol=1e-3, max_step=0.04),
+    "steps of given length": dict(method="rk4", num_steps=5),
+}
+
+
+@pytest.fixture
+def keeps(monkeypatch):
+    """Activations are kept of small states, too."""
+    monkeypatch.setattr(plans, "WORTHWHILE", 0)
+
+
+@pytest.mark.parametrize(
+    "case, mode",
+    [("few", "eager"), ("few", "graph"), ("many", "graph"), ("many", "xla"), ("not FSAL", "graph")]
+    + [slow(case, mode) for case in CASES for mode in MODES],
+)
+def test_gradients(case, mode, keeps):
+    options = {"outputs": "auto", **CASES[case]}
+    expected = gradients(mlp(), Backprop(), "graph", **options)
+    actual = gradients(mlp(), SymplecticAdjoint(), mode, **options)
+    assert relative_error(actual, expected) < FLOAT64
+
+
+@pytest.mark.parametrize("mode", ["graph", slow("xla")])
+@pytest.mark.parametrize("options", [slow(FEW), MANY], ids=["few", "many"])
+def test_nests(options, mode, keeps):
+    """Parts of several dtypes and shapes, arguments, closed-over tensors."""
+    expected = gradients(everything(), Backprop(), "graph", **options)
+    actual = gradients(everything(), SymplecticAdjoint(), mode, **options)
+    assert relative_error(actual, expected) < FLOAT64
+
+
+def stats_of(gradient, **options):
+    problem = mlp()
+    return tf.function(
+        lambda: (
+            tfsymadj.solve(
+                problem.dynamics, problem.y0, problem.t, gradient=gradient, **options
+            ).stats
+        )
+    )()
+
+
+def test_evaluations(keeps):
+    """None backward but the slope at the end of the last step, if all of them are there."""
+    stats = stats_of("symplectic_adjoint", **FEW)
+    assert stats.num_accepted <= 8 and stats.num_backward_evaluations == 1
+    stats = stats_of("symplectic_adjoint", **MANY)
+    recomputed, accepted = (int(stats.num_backward_evaluations) - 1) / 6, int(stats.num_accepted)
+    assert accepted - 16 <= recomputed <= accepted - 8
+    assert stats_of("symplectic_adjoint", method="rk4", num_steps=5).num_backward_evaluations == 0
+
+
+def test_small_states_are_computed_again():
+    stats = stats_of("symplectic_adjoint", **FEW)
+    assert stats.num_backward_evaluations == 6 * stats.num_accepted + 1
+
+
+@pytest.mark.parametrize("mode", ["graph", slow("xla")])
+def test_budgets(mode):
+    """Activations in segments, and computed again from states by binomial checkpointing."""
+    options, expected = dict(MANY, max_steps=300), None
+    counts = []
+    for memory in ("30 kB", "60 kB", "64 MiB"):
+        gradient = SymplecticAdjoint(memory=memory)
+        counts.append(int(stats_of(gradient, **options).num_backward_evaluations))
+        actual = gradients(mlp(), gradient, mode, **options)
+        expected = expected or gradients(mlp(), Backprop(), "graph", **options)
+        assert relative_error(actual, expected) < FLOAT64
+    assert counts[0] > counts[1] > counts[2] == 1
+
+
+@pytest.mark.parametrize("mode", ["graph", slow("xla")])
+def test_events(mode, keeps):
+    """The attempt that the event is found in writes over the activations of an earlier step."""
+    problem = mlp()
+    event = tfsymadj.Event(lambda t, y: y[0, 0] - tf.cast(0.9 * problem.y0[0, 0], y.dtype))
+
+    def compute(gradient):
+        @tf.function(jit_compile=True if mode == "xla" else None)
+        def run(y0):
+            with tf.GradientTape() as tape:
+                tape.watch(y0)
+                solution = tfsymadj.solve(
+                    problem.dynamics, y0, problem.t, event=event, gradient=gradient, **MANY
+                )
+                value = tf.reduce_sum(solution.event.y**2) + solution.event.t
+            return value, tape.gradient(value, [y0, *problem.variables]), solution.event.index
+
+        return run(problem.y0)
+
+    value, expected, index = compute(Backprop())
+    assert index == 0
+    found, actual, _ = compute(SymplecticAdjoint())
+    assert relative_error(found, value) < FLOAT64
+    for x, y in zip(actual, expected):
+        assert relative_error(x, y) < FLOAT64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_second_derivatives(mode, keeps):
+    problem = mlp(batch=2)
+    w = problem.variables[0]
+
+    def compute(gradient):
+        @tf.function(jit_compile=True if mode == "xla" else None)
+        def run(y0):
+            with tf.GradientTape() as outer:
+                outer.watch(y0)
+                with tf.GradientTape() as tape:
+                    tape.watch(y0)
+                    y = tfsymadj.odeint(
+                        problem.dynamics, y0, [0.0, 0.4], gradient=gradient, rtol=1e-6, max_steps=12
+                    )
+                    value = tf.reduce_sum(y[-1] ** 3)
+                first = tf.reduce_sum(tape.gradient(value, w) ** 2)
+            return outer.gradient(first, [y0, *problem.variables])
+
+        return run(problem.y0)
+
+    for x, y in zip(compute(SymplecticAdjoint()), compute(Backprop())):
+        assert relative_error(x, y) < FLOAT64
