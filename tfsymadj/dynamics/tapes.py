@@ -212,6 +212,7 @@ def _cut(graph, after, inputs, values, held, found, structure):
     outside = [(inside.name, x) for x, inside in graph.captures]
     if any(num_bytes(x) is None for _, x in outside):
         return None
+    # Or sizes would be among the activations, which XLA wants to know.
     if not all(x.shape.is_fully_defined() for x in held):
         return None
     definition, checks = graph.as_graph_def(), set(graph.control_outputs)
@@ -221,8 +222,10 @@ def _cut(graph, after, inputs, values, held, found, structure):
     if checks & after:
         return None
     given = {x.op for x in (*inputs, *(inside for _, inside in graph.captures))}
-    first = _needed({x.op for x in (*values, *held)} | checks, given, after)
-    second = _needed({x.op for x in found}, given | {x.op for x in held}, set())
+    # What the derivative waits for was there when the activations were; that the evaluation waits
+    # for the derivative saves memory in the graph that they are from.
+    first = _needed({x.op for x in (*values, *held)} | checks, given, lambda op: op not in after)
+    second = _needed({x.op for x in found}, given | {x.op for x in held}, after.__contains__)
     return Halves(
         first=_part(definition, first),
         second=_part(definition, second),
@@ -249,14 +252,17 @@ def _part(definition, operations):
     return part
 
 
-def _needed(operations, given, after):
+def _needed(operations, given, waits_for):
     """The operations that these depend on, themselves included, up to those that are given.
 
-    That some wait for operations of `after` saves memory in the graph that they are from.
+    Args:
+        operations: set.
+        given: set.
+        waits_for: whether an operation is one to be waited for, where another one waits for it.
     """
 
     def sources(op):
-        return [*_sources_of(op), *(x for x in op.control_inputs if x not in after)]
+        return [*_sources_of(op), *filter(waits_for, op.control_inputs)]
 
     return _reached_from(operations - given, lambda op: [x for x in sources(op) if x not in given])
 

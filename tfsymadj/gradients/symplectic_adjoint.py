@@ -39,12 +39,14 @@ class SymplecticAdjoint(Recomputing):
     Args:
         checkpoints: which states are kept.
 
-            * `"auto"`: `"sqrt"`, and more where that costs nothing. A step gets one tape if its
-              activations take 64 MiB at most. With a number of steps that is known before the
-              solve, the values of all steps are kept, or of as many as 64 MiB hold, and the others
-              recomputed; with adaptive steps those of at least so many as 64 KiB hold, since the
-              place for `max_steps` steps is filled with zeros whatever is taken. What is unknown of
-              a shape when the solve is traced, such as a batch size, counts as 256.
+            * `"auto"`: `"sqrt"`, and more where that costs nothing. With a number of steps that is
+              known before the solve, the activations of all steps are kept if 64 MiB hold them;
+              with adaptive steps those of the last 8 to 16, if a step has 64 KiB or more of them,
+              since the place for them is filled with zeros whatever is taken. Else a step gets one
+              tape if its activations take 64 MiB at most, and the values of all steps are kept, or
+              of as many as 64 MiB hold (64 KiB with adaptive steps), and the others recomputed.
+              What is unknown of a shape when the solve is traced, such as a batch size, counts as
+              256, and no activations are kept then.
             * `"sqrt"`: every c-th step, with c so that about 2 sqrt(N s) states are held at any
               time, for N steps of s stages (`max_steps` in place of N where N is not known before
               the solve; then the stage values of the last c steps are kept as well, and short
@@ -64,11 +66,12 @@ class SymplecticAdjoint(Recomputing):
             In an adaptive solve `"steps"` and `"stages"` need the memory of `max_steps` steps.
         memory: in place of `checkpoints` a budget of bytes, an int or a string such as
             `"256 MiB"`: the plan that computes least within it. From the most memory to the least:
-            `Backprop` of a known number of steps, if it fits twice; one tape for a step, counted
-            with the states, or one for a stage, whose activations come on top, with the values of
-            all steps, of as many as fit, or of segments; binomial checkpointing. Where the sizes of
-            the state are not known when the solve is traced, no fewer states are held than with
-            `"sqrt"`.
+            `Backprop` of a known number of steps, if it fits twice; activations of all steps, of
+            the last ones (32 adaptive steps at most), or of segments, counted twice; one tape for a
+            step, counted with the states, or one for a stage, whose activations come on top, with
+            the values of all steps, of as many as fit, or of segments; binomial checkpointing.
+            Where the sizes of the state are not known when the solve is traced, no fewer states are
+            held than with `"sqrt"`.
         checkpoint_dtype: `"float16"` or `"bfloat16"`: what the forward pass keeps of a float32
             state takes half the bytes, and the gradient is no longer exact, but off by the order of
             that dtype's precision: the backward pass begins each segment with a rounded state
