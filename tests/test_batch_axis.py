@@ -87,7 +87,7 @@ GRADIENTS = [
     SymplecticAdjoint(),
     slow(SymplecticAdjoint("steps")),
     slow(SymplecticAdjoint("stages")),
-    SymplecticAdjoint(11),
+    slow(SymplecticAdjoint(11)),
     slow(SymplecticAdjoint(20)),
     slow(SymplecticAdjoint(memory="6 KiB")),
     slow("aca"),

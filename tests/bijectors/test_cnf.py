@@ -323,7 +323,7 @@ def test_memory_of_a_chain(mode, checkpoints, states):
 # Conditions
 
 
-@pytest.mark.parametrize("batch", [(), (4,), (2, 2)], ids=str)
+@pytest.mark.parametrize("batch", [slow(()), (4,), slow((2, 2))], ids=str)
 def test_conditions(batch):
     field, x = Field(), points(*batch, 3)
     c = points(*batch, 1, seed=2)

@@ -5,7 +5,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from helpers.flows import Field, Weighted, normal, points
 from helpers.gradients import relative_error
-from helpers.modes import MODES, run, slow
+from helpers.modes import MODES, partly_slow, run, slow
 
 from tfsymadj.bijectors import CNF, ode_solve_fn
 
@@ -13,7 +13,7 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 FIXED = dict(method="heun", num_steps=3)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager"))
 def test_ode_solve_fn_in_ffjord(mode):
     """Against `CNF` over the same steps; FFJORD's own inverse is right where time starts at 0."""
     field, x = Field(), points(4, 3)

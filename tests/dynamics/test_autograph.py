@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.modes import XLA_SLOW, run
+from helpers.modes import XLA_SLOW, run, slow
 
 import tfsymadj
 
@@ -126,7 +126,7 @@ def test_branches(name, mode):
     np.testing.assert_allclose(gradient, [1.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["module", "lambda", "partial", "class method"])
+@pytest.mark.parametrize("name", ["module", slow("lambda"), "partial", slow("class method")])
 def test_branch_in_a_layer_in_fit(name):
     layer = tfsymadj.ODELayer(BRANCHES[name], method="euler", num_steps=4)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2), layer])

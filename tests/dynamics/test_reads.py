@@ -457,7 +457,7 @@ ASSIGNED = {
 
 
 @pytest.mark.parametrize("gradient", [METHODS[0], *map(slow, METHODS[3:5])], ids=str)
-@pytest.mark.parametrize("name", ASSIGNED)
+@pytest.mark.parametrize("name", partly_slow(ASSIGNED, "gathered", "recomputed"))
 def test_assigned_between_forward_and_backward(name, gradient):
     w = tf.Variable([2.0, 3.0], dtype=F64)
     y = tf.constant([1.0, 1.0], F64)

@@ -30,7 +30,7 @@ def keeps(monkeypatch):
 
 @pytest.mark.parametrize(
     "case, mode",
-    [("few", "eager"), ("few", "graph"), ("many", "graph"), ("many", "xla"), ("not FSAL", "graph")]
+    [("few", "eager"), ("few", "graph"), ("many", "graph"), ("many", "xla")]
     + [slow(case, mode) for case in CASES for mode in MODES],
 )
 def test_gradients(case, mode, keeps):
@@ -40,8 +40,9 @@ def test_gradients(case, mode, keeps):
     assert relative_error(actual, expected) < FLOAT64
 
 
-@pytest.mark.parametrize("mode", ["graph", slow("xla")])
-@pytest.mark.parametrize("options", [slow(FEW), MANY], ids=["few", "many"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("options", [FEW, MANY], ids=["few", "many"])
 def test_nests(options, mode, keeps):
     """Parts of several dtypes and shapes, arguments, closed-over tensors."""
     expected = gradients(everything(), Backprop(), "graph", **options)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import gradients, relative_error
-from helpers.modes import MODES, XLA_SLOW, run
+from helpers.modes import MODES, partly_slow, run
 from helpers.problems import everything, mlp
 
 import tfsymadj
@@ -69,7 +69,7 @@ def test_continuous_adjoint_of_a_decreasing_time():
     assert relative_error(actual, expected) < 1e-9
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 def test_continuous_adjoint_refuses_second_derivatives(mode):
     y0 = tf.constant([1.0])
 

@@ -51,7 +51,7 @@ def nested_loops(problem, solve):
 @pytest.mark.parametrize(
     "context, mode",
     [
-        (nested_map, "graph"),
+        slow(nested_map, "graph"),
         (nested_while, "graph"),
         (nested_cond, "graph"),
         slow(nested_map, "xla"),

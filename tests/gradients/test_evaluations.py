@@ -82,9 +82,9 @@ def test_stages_of_weight_zero_cost_no_vjp():
     [
         SymplecticAdjoint("sqrt"),
         SymplecticAdjoint("steps"),
-        SymplecticAdjoint("stages"),
+        slow(SymplecticAdjoint("stages")),
         slow(SymplecticAdjoint(20)),
-        StepCheckpoint(),
+        slow(StepCheckpoint()),
     ],
     ids=str,
 )

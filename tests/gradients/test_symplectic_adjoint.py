@@ -51,7 +51,8 @@ def test_equals_backprop_with_everything(checkpoints, options):
     compare(everything(), SymplecticAdjoint(checkpoints), "graph", FLOAT64, **options)
 
 
-@pytest.mark.parametrize("mode", [slow("eager"), "xla"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_equals_backprop_with_everything_eager_and_xla(mode):
     options = dict(method="midpoint", num_steps=3)
     compare(everything(), SymplecticAdjoint("sqrt"), mode, FLOAT64, **options)
@@ -118,6 +119,7 @@ def test_float32(mode, options):
     compare(mlp(tf.float32), SymplecticAdjoint("sqrt"), mode, FLOAT32, **options)
 
 
+@pytest.mark.slow
 def test_float32_with_everything():
     # Sums over all entries into a scalar lose a little more.
     problem = everything(dtype=tf.float32)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, counts, gradients, relative_error
 from helpers.memory import MIB, STATE_SIZE, peak, rk4
-from helpers.modes import MODES, XLA_SLOW, partly_slow, run, slow
+from helpers.modes import MODES, partly_slow, run, slow
 from helpers.problems import everything, mlp
 
 import tfsymadj
@@ -16,9 +16,9 @@ FIXED = dict(method="rk4", num_steps=9)
 ADAPTIVE = dict(method="dopri5", rtol=1e-7, atol=1e-7, max_steps=200)
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize(
-    "options, checkpoints", [(FIXED, 8), (FIXED, 11), (ADAPTIVE, 10), (ADAPTIVE, 20)]
+    "options, checkpoints", [(FIXED, 8), slow(FIXED, 11), slow(ADAPTIVE, 10), (ADAPTIVE, 20)]
 )
 def test_gradients(mode, options, checkpoints):
     actual = gradients(mlp(), SymplecticAdjoint(checkpoints), mode, **options)

@@ -46,7 +46,7 @@ def gradients(layer, mode, scale=1.0):
 @pytest.mark.parametrize(
     "dynamics, mode",
     [
-        (network, "eager"),
+        slow(network, "eager"),
         slow(network, "graph"),
         slow(network, "xla"),
         slow(squashed, "eager"),
