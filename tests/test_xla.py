@@ -374,7 +374,7 @@ def test_two_tapes_around_eager_code_are_refused():
     with tf.GradientTape() as outer:
         outer.watch(y0)
         with pytest.raises(RuntimeError, match="inside of a `tf.function`"):
-            gradient_of(True, **FIXED)(y0)
+            gradient_of(True, gradient="aca", **FIXED)(y0)
 
 
 def test_wrong_values():

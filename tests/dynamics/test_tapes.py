@@ -85,14 +85,14 @@ def halves_and_vjp(function, *shape, with_values=False):
         halves = tape_of(dynamics, [y], with_values).halves
         expected, values = dynamics.vjp(t, [y], [cotangent], with_values=True)
 
-        def body(_, *__):
-            values, activations = halves.evaluate(t, [y])
-            again = halves.replayed(dynamics, iter([activations]))
-            found, replayed = again.vjp(t, [y], [cotangent], with_values=True)
-            return False, *values, *replayed, *kept(found)
-
         def kept(found):
             return [x for x in tf.nest.flatten(found) if x is not None]
+
+        def body(_, *__):
+            values, activations = halves.evaluate(t, [y])
+            found, again = halves.vjp(dynamics, activations, [cotangent])
+            again = [tf.zeros_like(x) if z is None else z for x, z in zip(values, again)]
+            return False, *values, *again, *kept(found)
 
         like = [*values, *values, *kept(expected)]
         loop = tf.while_loop(lambda pending, *_: pending, body, (True, *map(tf.zeros_like, like)))

@@ -252,6 +252,4 @@ def _step_bytes(problem, tape):
 def _halves(problem, tape):
     """The `Halves` of evaluations whose activations can be kept; None where they can't."""
     plain = problem.switches is None and problem.clock is None and not problem.lanes
-    method = problem.method
-    single = not (method.extends or method.splits)
-    return tape.halves if plain and single and tape is not None else None
+    return tape.halves if plain and problem.method.replays and tape is not None else None

@@ -177,25 +177,38 @@ class ClosedDynamics:
             `(gradients, values)`: `Sources`, None where the dynamics don't depend on one, and a
             list of tensors, or None without `with_values`.
         """
-        sources, scale = self.sources(ys, [t] if with_values else []), None
-        if self.narrow:
-            scale = balance(cotangents)
-            cotangents = scaled(cotangents, scale)
+        sources = self.sources(ys, [t] if with_values else [])
         with self.substituted():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
                 values = self._evaluate(t, ys)
-            found = tape.gradient(values, sources, output_gradients=cotangents)
-        found = tf.nest.map_structure(
-            lambda g: None if g is None else tf.convert_to_tensor(g), found
-        )
-        if scale is not None:
-            found = scaled(found, 1.0 / scale)
+
+            def pull(cotangents):
+                found = tape.gradient(values, sources, output_gradients=cotangents)
+                return tf.nest.map_structure(
+                    lambda g: None if g is None else tf.convert_to_tensor(g), found
+                )
+
+            return self.pulled(pull, ys, cotangents), values if with_values else None
+
+    def pulled(self, pull, ys, cotangents):
+        """Gradients by a linear function, whose numbers stay within half precision.
+
+        Args:
+            pull: from cotangents to `Sources`.
+            ys: list of tensors, the state.
+            cotangents: list of tensors like `ys`.
+        """
+        if self.narrow:
+            scale = balance(cotangents)
+            found = scaled(pull(scaled(cotangents, scale)), 1.0 / scale)
+        else:
+            found = pull(cotangents)
         dys = [
             tf.zeros_like(y) if g is None else tf.ensure_shape(g, y.shape)
             for g, y in zip(found.ys, ys)
         ]
-        return found._replace(ys=dys), values if with_values else None
+        return found._replace(ys=dys)
 
 
 class BoundOperator:

@@ -11,7 +11,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfsymadj import _platform
 from tfsymadj.dynamics.closing import Sources
 
 #: What a size counts as that is not known before the solve runs: a batch of many examples.
@@ -128,15 +127,26 @@ class Halves:
         results = self._imported(self.first, dict(zip(self.inputs, [t, *ys])), names)
         return results[: len(ys)], results[len(ys) :]
 
-    def vjp(self, activations, cotangents):
-        """The gradients, `Sources`, None where the dynamics don't depend on one."""
-        held = self._named(activations)
-        given = dict(zip(self.inputs[len(cotangents) + 1 :], cotangents))
-        results = iter(self._imported(self.second, held | given, self.found))
-        return tf.nest.map_structure(lambda has: next(results) if has else None, self.structure)
+    def vjp(self, dynamics, activations, cotangents):
+        """The derivative of an evaluation of the dynamics that were cut, like theirs.
 
-    def _named(self, activations):
-        return dict(zip((name for name, _ in self.held), activations))
+        Args:
+            dynamics: the `ClosedDynamics`.
+            activations: of the evaluation.
+            cotangents: list of tensors.
+
+        Returns:
+            `(gradients, values)`, the values None but for activations with values.
+        """
+        held = dict(zip((name for name, _ in self.held), activations))
+
+        def pull(cotangents):
+            given = dict(zip(self.inputs[len(cotangents) + 1 :], cotangents))
+            results = iter(self._imported(self.second, held | given, self.found))
+            return tf.nest.map_structure(lambda has: next(results) if has else None, self.structure)
+
+        values = [held.get(name) for name in self.values]
+        return dynamics.pulled(pull, cotangents, cotangents), values
 
     def recorded(self, dynamics, activations):
         """The dynamics, whose evaluations append what they leave to a list.
@@ -150,32 +160,6 @@ class Halves:
             values, held = self.evaluate(t, ys)
             activations.append(held)
             return values
-
-        return dynamics.replaced(evaluate)
-
-    def replayed(self, dynamics, activations):
-        """Dynamics that have the derivatives of former evaluations, one after the other.
-
-        Their values are zeros, but for activations with values.
-
-        Args:
-            dynamics: the `ClosedDynamics` that were cut.
-            activations: iterator, of those of each evaluation.
-        """
-
-        def evaluate(t, ys):
-            held = next(activations)
-            known = self._named(held)
-            values = [
-                known[name] if name in known else tf.zeros_like(y)
-                for name, y in zip(self.values, ys)
-            ]
-
-            def backward(cotangents):
-                found = self.vjp(held, cotangents)
-                return [*found.times, *found.ys, *found.captured]
-
-            return _platform.with_gradient(values, [t, *ys, *dynamics.captured], backward)
 
         return dynamics.replaced(evaluate)
 

@@ -317,15 +317,20 @@ class Sweep:
     def _adjoint_step(self, n, value, state):
         """The adjoint over the step n, from its values: `value(i)`, their live parts."""
         if self._halves is not None:
-            activations = (value(i) for i in range(self._method.stages))
-            dynamics = self._halves.replayed(self._dynamics, activations)
-            nothing = [tf.zeros_like(y) for y in self._problem.ys]
-            return self._differentiate(n, self._method.vjp, nothing, state, dynamics)
+            return self._differentiate(n, self._replayed, value, state)
         if self._recording.tapes_steps:
             return self._differentiate(n, self._method.vjp, self._whole(value(0)), state)
         return self._differentiate(n, self._method.adjoint, lambda i: self._whole(value(i)), state)
 
-    def _differentiate(self, n, rule, start, state, dynamics=None):
+    def _replayed(self, dynamics, t, h, value, adjoints, sums, with_time, slopes=None):
+        """`Method.adjoint` from activations: `value(i)`."""
+
+        def vjp(i, cotangents):
+            return self._halves.vjp(dynamics, value(i), cotangents)
+
+        return self._method.replayed(vjp, h, adjoints, sums, with_time, slopes)
+
+    def _differentiate(self, n, rule, start, state):
         """The step n by `Method.adjoint` from its stages, or by `Method.vjp` from the state."""
         grid, problem, totals = self._grid, self._problem, state.totals
         adjoints = self._outputs.add_cotangents(
@@ -345,8 +350,8 @@ class Sweep:
             here = self._inside(n)
             slopes = [here.of_rows(self._wanted(n))]
         sums = rule(
-            dynamics or self._dynamics_of(n), grid.start(n), grid.size(n), start, adjoints,
-            state.lows, problem.with_time, *slopes,
+            self._dynamics_of(n), grid.start(n), grid.size(n), start, adjoints, state.lows,
+            problem.with_time, *slopes,
         )  # fmt: skip
         times, sums = sums.times, sums._replace(times=[])
         if here is not None:

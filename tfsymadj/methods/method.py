@@ -75,6 +75,7 @@ class Method:
             last slope is one of the step's own in the adjoint.
         iterates: whether a step solves equations, so that to take it again costs more than to keep
             its stage values.
+        replays: whether there is `replayed`.
         splits: whether the state has to be a pair, of which one half is moved at a time.
     """
 
@@ -89,6 +90,7 @@ class Method:
     dense_order: int | None = None
     extends: bool = False
     iterates: bool = False
+    replays: bool = False
     splits: bool = False
 
     @property
@@ -234,6 +236,28 @@ class Method:
             `sums` plus lambda_n - lambda_{n+1} and the gradients of the captured inputs and the
             variables; `times` holds the gradients for `t`, at fixed h, and for `h`, if they are
             wanted, and with `slopes.first` the inner product of it and the first slope.
+        """
+        raise NotImplementedError
+
+    def replayed(
+        self,
+        vjp: Callable[[int, list], tuple],
+        h: tf.Tensor,
+        adjoints: list,
+        sums: Sources,
+        with_time: bool = False,
+        slopes: SlopeCotangents | None = None,
+    ) -> Sources:
+        """`adjoint` from what the evaluations have left, without another one.
+
+        Args:
+            vjp: callable from the number of a stage and cotangents to `(gradients, values)` of the
+                evaluation there: see `ClosedDynamics.vjp`.
+            h: see `step`.
+            adjoints: see `adjoint`.
+            sums: likewise.
+            with_time: likewise.
+            slopes: likewise.
         """
         raise NotImplementedError
 

@@ -39,6 +39,7 @@ class ExplicitRungeKutta(Method):
     adjoint_evaluations = property(lambda self: sum(self.tableau.active_stages))
     dense_order = property(lambda self: self.tableau.dense_order)
     fsal = property(lambda self: self.tableau.fsal)
+    replays = True
 
     @property
     def dense(self):
@@ -146,6 +147,42 @@ class ExplicitRungeKutta(Method):
         )
         return sums._replace(times=times)
 
+    def replayed(self, vjp, h, adjoints, sums, with_time=False, slopes=None):
+        """The formulas of `adjoint` for -w_i and -l_i, so that they are differences.
+
+        Sums of several terms TensorFlow adds up in the order in which they happen to be ready.
+        """
+        a, b, stages = self.tableau.a_matrix, self.tableau.b_vector, self.tableau.stages
+        terms, flat = [adjoints], tf.nest.flatten(sums)
+        first = None if slopes is None else slopes.first
+        times = [tf.zeros_like(h)] * (2 if first is None else 3) if with_time else []
+        active = self.tableau.active_stages if slopes is None else [True] * stages
+        for i in reversed(range(stages)):
+            row = [b[i], *(a[j, i] for j in reversed(range(i + 1, stages)))]
+            factors = coefficients(h, row, adjoints)
+            minus = [-w for w in combine(factors, terms, adjoints)]
+            if not active[i]:
+                terms.append([tf.zeros_like(y) for y in adjoints])
+                continue
+            if slopes is not None:
+                minus = [w - x[i] for w, x in zip(minus, slopes.own)]
+            joined = i == 0 and first is not None
+            cotangents = [w - x for w, x in zip(minus, first)] if joined else minus
+            found, values = vjp(i, cotangents)
+            terms.append([-x for x in found.ys])
+            flat = [
+                s if x is None else tf.ensure_shape(s - tf.cast(x, s.dtype), s.shape)
+                for s, x in zip(flat, tf.nest.flatten(found._replace(times=[])), strict=True)
+            ]
+            if with_time:
+                (dt,), (start, step, *others) = found.times, times
+                dt = tf.zeros_like(h) if dt is None else dt
+                size = self.tableau.c[i] * dt + quotient(inner(minus, values, 0), h)
+                times = [start - dt, step - size, *others]
+                if joined:
+                    times = [*times[:2], inner(first, values, 0)]
+        return tf.nest.pack_sequence_as(sums, flat)._replace(times=times)
+
 
 @dataclasses.dataclass(frozen=True)
 class ExtendedRungeKutta(ExplicitRungeKutta):
@@ -166,6 +203,7 @@ class ExtendedRungeKutta(ExplicitRungeKutta):
     evaluations = None
     fsal = property(lambda self: self.estimates)
     extends = True
+    replays = False
 
     def with_interpolant(self, own_rows=True):
         return self if own_rows else super().with_interpolant(own_rows)
