@@ -222,7 +222,7 @@ class Activations:
         for group in self._groups:
             yield self._stride * self._num_stages * len(group), self._like[group[0]]
 
-    def reserve(self, like=None):
+    def reserve(self):
         """The lists."""
         return [buffers.reserve_rows(count, x) for count, x in self._sizes()]
 
