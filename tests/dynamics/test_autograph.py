@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.modes import XLA_SLOW, run, slow
+from helpers.modes import MODES, partly_slow, run, slow
 
 import tfsymadj
 
@@ -109,7 +109,7 @@ BRANCHES = {
 }
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("name", BRANCHES)
 def test_branches(name, mode):
     y0 = tf.constant([1.0])

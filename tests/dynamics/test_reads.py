@@ -234,7 +234,7 @@ def test_colocation_captures_no_handle():
     check(in_a_function(field(sources, looked_up)), sources, SymplecticAdjoint(), "xla")
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("way", [*WAYS[:3], *map(slow, WAYS[3:])], ids=lambda f: f.__name__)
 def test_ways_by_the_continuous_adjoint(way):
     """Which is exact only for many steps."""
     sources = Sources()
@@ -323,7 +323,7 @@ def test_symbolic_gradients_inside(name):
 # Keras
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("kind", ["scope", "activations", "remat", "keywords"])
 def test_rematerialized_layers(kind, mode):
     keras.utils.set_random_seed(0)

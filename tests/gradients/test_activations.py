@@ -90,7 +90,8 @@ def test_budgets(mode):
     assert counts[0] > counts[1] > counts[2] == 1
 
 
-@pytest.mark.parametrize("mode", ["graph", slow("xla")])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_events(mode, keeps):
     """The attempt that the event is found in writes over the activations of an earlier step."""
     problem = mlp()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, counts, gradients, relative_error
-from helpers.modes import MODES, XLA_SLOW, partly_slow, run, slow
+from helpers.modes import MODES, partly_slow, run, slow
 from helpers.problems import everything, loss, mlp
 
 import tfsymadj
@@ -76,7 +76,7 @@ def test_evaluations(options):
         assert stats.num_backward_evaluations == -1 and backward > 0
 
 
-@pytest.mark.parametrize("mode", XLA_SLOW)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_a_failed_solve_has_no_gradient(name, mode):
     y0 = tf.constant([1.0, 2.0])

@@ -132,6 +132,7 @@ def test_failure_status_eager(name):
     check_failed(name, *failing(name, "eager", "status"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAILURES)
 def test_failure_raises_eager(name):
     _, _, _, statuses, (first, last), _ = FAILURES[name]

@@ -113,7 +113,7 @@ def test_jumps_outside_count_for_nothing(outputs, mode):
 
 
 @pytest.mark.parametrize("direction", [1.0, -1.0])
-@pytest.mark.parametrize("dtype", [tf.float64, tf.float32])
+@pytest.mark.parametrize("dtype", [slow(tf.float64), tf.float32])
 @pytest.mark.parametrize("inclusive", [False, True])
 def test_evaluations_stay_on_their_side(dtype, direction, inclusive):
     """Constant slopes are integrated exactly, whatever the dynamics say at the jump itself."""
