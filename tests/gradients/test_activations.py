@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, gradients, relative_error
-from helpers.modes import MODES, slow
+from helpers.modes import MODES, run, slow
 from helpers.problems import everything, mlp
 
 import tfsymadj
@@ -141,4 +141,27 @@ def test_second_derivatives(mode, keeps):
         return run(problem.y0)
 
     for x, y in zip(compute(SymplecticAdjoint()), compute(Backprop())):
+        assert relative_error(x, y) < FLOAT64
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_sizes_are_no_activations(mode):
+    """Derivatives read the shapes of what was evaluated, and XLA wants these to be constant."""
+    kernel = tf.Variable(tf.random.stateless_normal([3, 2, 2], [0, 1], dtype=tf.float64))
+    y0 = tf.random.stateless_normal([1, 4, 2], [0, 2], dtype=tf.float64)
+
+    def dynamics(t, y):
+        wide = tf.concat([tf.tanh(y), tf.tile(y[:, :1], [1, 2, 1])], 1)
+        return tf.nn.conv1d(wide, kernel, 1, "SAME")[:, : tf.shape(y)[1]]
+
+    def compute(gradient):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            y = tfsymadj.odeint(
+                dynamics, y0, [0.0, 1.0], method="rk4", num_steps=2, gradient=gradient
+            )
+        return tape.gradient(y, [y0, kernel])
+
+    expected = run(lambda: compute(Backprop()), "graph")
+    for x, y in zip(run(lambda: compute(SymplecticAdjoint()), mode), expected):
         assert relative_error(x, y) < FLOAT64

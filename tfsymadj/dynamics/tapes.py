@@ -9,9 +9,13 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfsymadj.dynamics.closing import Sources
+
+#: Operations that depend on the shapes of their inputs alone.
+_SIZES = ("Shape", "ShapeN", "Size", "Rank")
 
 #: What a size counts as that is not known before the solve runs: a batch of many examples.
 UNKNOWN = 256
@@ -58,7 +62,7 @@ def tape_of(dynamics, ys, with_values=False):
         return None
     inputs = graph.inputs[: 2 * number + 1]
     values, found = graph.outputs[:number], graph.outputs[number:]
-    evaluated = _reached(inputs[: number + 1], _users)
+    evaluated = _reached(inputs[: number + 1], lambda op: [] if op.type in _SIZES else _users(op))
     after = _reached(inputs[number + 1 :], _users)
     later = after & _reached(found, _sources_of)
     consumed = [*found, *(x for op in graph.get_operations() if op in later for x in op.inputs)]
@@ -101,6 +105,7 @@ class Halves:
         found: names of the gradients.
         structure: `Sources` of booleans, whether there is a gradient.
         captured: tuple of `(name, tensor)`, what both read from outside.
+        sizes: tuple of `(name, array)`, what they read of shapes: XLA wants it to be constant.
     """
 
     first: Any
@@ -111,6 +116,7 @@ class Halves:
     found: tuple
     structure: Sources
     captured: tuple
+    sizes: tuple
 
     def zeros(self):
         """A list of tensors like the activations."""
@@ -169,6 +175,7 @@ class Halves:
         given = {name: graph.capture(x) for name, x in (*self.captured, *given.items())}
         inputs = [x for node in definition.node for x in node.input]
         used = {x if ":" in x else f"{x}:0" for x in inputs}
+        given |= {name: tf.constant(x) for name, x in self.sizes if name in {*used, *names}}
         wanted = [name for name in dict.fromkeys(names) if name not in given]
         imported = tf.graph_util.import_graph_def(
             definition,
@@ -205,7 +212,11 @@ def _cut(graph, after, inputs, values, held, found, structure):
         return None
     if checks & after:
         return None
+    sizes = _sizes(graph, after)
+    if any(x is None for x in sizes.values()):
+        return None
     given = {x.op for x in (*inputs, *(inside for _, inside in graph.captures))}
+    given |= {op for op in graph.get_operations() if op.type in _SIZES and op not in after}
     # What the derivative waits for was there when the activations were; that the evaluation waits
     # for the derivative saves memory in the graph that they are from.
     first = _needed({x.op for x in (*values, *held)} | checks, given, lambda op: op not in after)
@@ -219,7 +230,28 @@ def _cut(graph, after, inputs, values, held, found, structure):
         found=tuple(x.name for x in found),
         structure=structure,
         captured=tuple(outside),
+        sizes=tuple(sizes.items()),
     )
+
+
+def _sizes(graph, after):
+    """The values of the operations that tell shapes, by name; None where they are not known.
+
+    Args:
+        graph: `FuncGraph`.
+        after: the operations that depend on cotangents, whose shapes are told where they are.
+    """
+    found = {}
+    for op in graph.get_operations():
+        if op.type in _SIZES and op not in after:
+            for x, of in zip(op.outputs, op.inputs):
+                shape, value = of.shape, None
+                if shape.is_fully_defined():
+                    value = {"Size": shape.num_elements(), "Rank": shape.rank}.get(op.type)
+                    value = shape.as_list() if value is None else value
+                    value = np.array(value, x.dtype.as_numpy_dtype)
+                found[x.name] = value
+    return found
 
 
 def _part(definition, operations):
