@@ -116,9 +116,9 @@ class Mishap(Exception):
     """Of the user's own."""
 
 
-def raising(calls):
+def raising(calls, least=5):
     """Dynamics that raise when they are called for the first, ... or last time of so many."""
-    assert calls > 2
+    assert calls >= least
     for number in (1, 2, calls // 2, calls):
 
         def fault(dynamics, t, k, number=number):
@@ -133,7 +133,7 @@ def raising(calls):
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_exception_at_any_trace(mode, options):
     """Traced to see what they use, for the forward pass, recomputation and tapes."""
-    healthy = Faulty()
+    healthy, options = Faulty(), dict(gradient=tfsymadj.SymplecticAdjoint("stages"), **options)
     gradients(healthy, mode, options)
     for number, dynamics in raising(healthy.calls):
         before = dynamics.w.numpy()
@@ -142,6 +142,15 @@ def test_exception_at_any_trace(mode, options):
         # AutoGraph may wrap it, with the place where it happened.
         assert info.type is Mishap or "Mishap" in str(info.value) or info.type is RuntimeError
     check_usable(dynamics, before, mode, options)
+
+
+def test_exception_at_any_trace_with_activations():
+    """Traced to see what they use, and with their derivative."""
+    healthy = Faulty()
+    gradients(healthy, "graph", FIXED)
+    for number, dynamics in raising(healthy.calls, least=3):
+        with pytest.raises(Exception, match=f"at call {number}"):
+            gradients(dynamics, "graph", FIXED)
 
 
 @OPTIONS

@@ -91,8 +91,8 @@ class Stats(NamedTuple):
             accepted steps, the stages and the checkpoints (a taped evaluation counts once); -1 for
             an adaptive continuous adjoint, which can't be planned.
         num_states: how many states are held for the gradient at most at any time, those of steps
-            and of stages together, as planned; 0 where none are (`"backprop"`, which holds
-            activations, `"baseline"` and the continuous adjoint); always a scalar.
+            and of stages together, as planned; the activations of a stage count as one. 0 where
+            none are (`"backprop"`, `"baseline"` and the continuous adjoint); always a scalar.
     """
 
     num_steps: tf.Tensor

@@ -222,14 +222,17 @@ def test_unused_random_numbers_are_refused_too():
         solve(dynamics)
 
 
-def test_variables_that_change_between_calls():
+@pytest.mark.parametrize(
+    "gradient, last", [("symplectic_adjoint", 2), (tfsymadj.SymplecticAdjoint("stages"), 3)]
+)
+def test_variables_that_change_between_calls(gradient, last):
     """Dynamics that read a variable later that the first trace did not."""
     variables = [tf.Variable(1.0), tf.Variable(1.0)]
     calls = []
 
     def dynamics(t, y):
         calls.append(1)
-        return variables[len(calls) > 2] * y
+        return variables[len(calls) > last] * y
 
     with pytest.raises(ValueError, match="same variables at each call.*Received: "):
-        solve(dynamics, method="rk4")
+        solve(dynamics, method="rk4", gradient=gradient)

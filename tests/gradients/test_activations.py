@@ -22,6 +22,9 @@ CASES = {
 }
 
 
+FAST = {("few", "eager"), ("few", "graph"), ("many", "graph"), ("many", "xla")}
+
+
 @pytest.fixture
 def keeps(monkeypatch):
     """Activations are kept of small states, too."""
@@ -30,8 +33,11 @@ def keeps(monkeypatch):
 
 @pytest.mark.parametrize(
     "case, mode",
-    [("few", "eager"), ("few", "graph"), ("many", "graph"), ("many", "xla")]
-    + [slow(case, mode) for case in CASES for mode in MODES],
+    [
+        (case, mode) if (case, mode) in FAST else slow(case, mode)
+        for case in CASES
+        for mode in MODES
+    ],
 )
 def test_gradients(case, mode, keeps):
     options = {"outputs": "auto", **CASES[case]}

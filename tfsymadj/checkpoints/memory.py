@@ -27,9 +27,10 @@ FREE_ADAPTIVE = 64 * 2**10
 #: them again than to keep them.
 WORTHWHILE = 64 * 2**10
 
-#: Of how many steps of an adaptive solve activations are kept at most: the place for them is filled
-#: with zeros, however few steps are taken.
-MOST_STEPS = 32
+#: Of how many of the last steps of an adaptive solve activations are kept by default, at least and
+#: at most, and at most within a budget: the place for them is filled with zeros, however few steps
+#: are taken.
+LAST_STEPS, MOST_STEPS = (8, 16), 32
 
 #: More states than this need not be told apart.
 _MOST = 2**30
@@ -89,17 +90,15 @@ def _activations_recording(problem, halves, size):
         halves: `Halves` or None.
         size: bytes of the state.
     """
-    n = problem.max_steps
+    n, (fewest, most) = problem.max_steps, LAST_STEPS
     if halves is None or not isinstance(n, int):
         return None
     each = problem.method.stages * halves.num_bytes
     if problem.known_length:
         return Recording(n, 0, n, halves=halves) if n * each <= FREE else None
-    # Of the shortest steps nothing is saved but a few operations; and the place for more of them is
-    # soon larger than what they need.
-    stride = min(max(_root_stride(n, max(each / size, 1.0), whole=False), 8), n)
+    stride = min(max(_root_stride(n, max(each / size, 1.0), whole=False), fewest), n)
     segments = 0 if stride == n else -(-n // stride)
-    if each < WORTHWHILE or 2 * stride > MOST_STEPS or stride * each + segments * size > FREE:
+    if each < WORTHWHILE or stride > most or stride * each + segments * size > FREE:
         return None
     return Recording(stride, segments, stride, halves=halves)
 

@@ -175,7 +175,8 @@ class Halves:
         given = {name: graph.capture(x) for name, x in (*self.captured, *given.items())}
         inputs = [x for node in definition.node for x in node.input]
         used = {x if ":" in x else f"{x}:0" for x in inputs}
-        given |= {name: tf.constant(x) for name, x in self.sizes if name in {*used, *names}}
+        read = {*used, *names}
+        given |= {name: tf.constant(x) for name, x in self.sizes if name in read}
         wanted = [name for name in dict.fromkeys(names) if name not in given]
         imported = tf.graph_util.import_graph_def(
             definition,

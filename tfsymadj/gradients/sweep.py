@@ -311,7 +311,10 @@ class Sweep:
         """The adjoint over the step n, from the state before it, whose values are used at once."""
         if self._recording.tapes_steps:
             return self._adjoint_step(n, lambda _: ys, state)
-        stages = [tf.stack(x) for x in zip(*self._stages(n, ys)[1])]
+        _, of_stages = self._stages(n, ys)
+        if self._halves is not None:
+            return self._adjoint_step(n, of_stages.__getitem__, state)
+        stages = [tf.stack(x) for x in zip(*of_stages)]
         return self._adjoint_step(n, lambda i: [tf.gather(x, i) for x in stages], state)
 
     def _adjoint_step(self, n, value, state):
