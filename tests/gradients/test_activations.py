@@ -9,6 +9,8 @@ from helpers.problems import everything, mlp
 import tfsymadj
 from tfsymadj import Backprop, SymplecticAdjoint
 from tfsymadj.checkpoints import memory as plans
+from tfsymadj.checkpoints.budget import budget_recording
+from tfsymadj.checkpoints.recording import Recording
 
 #: Up to 8 steps they are kept, more are computed again in segments.
 FEW, MANY = dict(rtol=1e-3), dict(rtol=1e-3, max_step=0.04)
@@ -171,3 +173,20 @@ def test_sizes_are_no_activations(mode):
     expected = run(lambda: compute(Backprop()), "graph")
     for x, y in zip(run(lambda: compute(SymplecticAdjoint()), mode), expected):
         assert relative_error(x, y) < FLOAT64
+
+
+@pytest.mark.parametrize("options", [dict(method="rk4", num_steps=9), slow(MANY)])
+@pytest.mark.parametrize("budget", [None, 14], ids=["every step", "binomial"])
+def test_segments_of_one_step(options, budget, monkeypatch):
+    """Whose activations are used at once."""
+
+    def plan(problem, halves, size):
+        if budget is None:
+            return Recording(1, problem.max_steps, 1, halves=halves)
+        return budget_recording(problem, budget, keeps_last=True, halves=halves, values=4)
+
+    monkeypatch.setattr(plans, "_activations_recording", plan)
+    options = dict(options, max_steps=64)
+    expected = gradients(mlp(), Backprop(), "graph", **options)
+    actual = gradients(mlp(), SymplecticAdjoint(), "graph", **options)
+    assert relative_error(actual, expected) < FLOAT64
