@@ -1,5 +1,6 @@
 """Gradients from activations that the forward pass has kept."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, gradients, relative_error
@@ -190,3 +191,37 @@ def test_segments_of_one_step(options, budget, monkeypatch):
     expected = gradients(mlp(), Backprop(), "graph", **options)
     actual = gradients(mlp(), SymplecticAdjoint(), "graph", **options)
     assert relative_error(actual, expected) < FLOAT64
+
+
+def test_what_only_the_derivative_computes(keeps):
+    """Is not computed forward: the inverse in the derivative of a determinant may not exist."""
+    y0 = tf.constant([[1.0, 2.0], [2.0, 4.0]], tf.float64)
+
+    def dynamics(t, y):
+        return tf.linalg.det(y) * y
+
+    for options in (dict(method="rk4", num_steps=3), dict(rtol=1e-3)):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            y = tfsymadj.odeint(dynamics, y0, [0.0, 1.0], **options)
+        np.testing.assert_allclose(y[-1], y0, atol=1e-14)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="not invertible"):
+            tape.gradient(y, y0)
+
+
+def test_large_constants_are_there_once():
+    matrix = np.random.default_rng(0).normal(size=[50, 50])
+    y0 = tf.ones([3, 50], tf.float64)
+
+    def compute():
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            y = tfsymadj.odeint(
+                lambda t, y: tf.tanh(y @ matrix), y0, [0.0, 1.0], method="rk4", num_steps=3
+            )
+        return tape.gradient(y, y0)
+
+    definition = tf.function(compute).get_concrete_function().graph.as_graph_def()
+    nodes = [*definition.node, *(x for f in definition.library.function for x in f.node_def)]
+    large = [x for x in nodes if x.op == "Const" and x.ByteSize() > matrix.nbytes]
+    assert len(large) == 1

@@ -36,7 +36,7 @@ def tape_of(dynamics, ys, with_values=False):
         ys: list of tensors, the state; for its shapes and dtypes.
         with_values: whether activations are to include the dynamics' values.
     """
-    number, has_derivative, structure = len(ys), True, None
+    number, has_derivative, structure, evaluation = len(ys), True, None, set()
     specs = [tf.TensorSpec(y.shape, y.dtype) for y in ys]
 
     def derivative(t, *tensors):
@@ -47,6 +47,7 @@ def tape_of(dynamics, ys, with_values=False):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
                 values = dynamics(t, states)
+            evaluation.update(tf.compat.v1.get_default_graph().get_operations())
             try:
                 found = tape.gradient(values, sources, output_gradients=cotangents)
             except Exception:  # of any kind: it is raised again where the gradient is wanted
@@ -62,18 +63,23 @@ def tape_of(dynamics, ys, with_values=False):
         return None
     inputs = graph.inputs[: 2 * number + 1]
     values, found = graph.outputs[:number], graph.outputs[number:]
-    evaluated = _reached(inputs[: number + 1], lambda op: [] if op.type in _SIZES else _users(op))
     after = _reached(inputs[number + 1 :], _users)
-    later = after & _reached(found, _sources_of)
+    sizes = {op for op in graph.get_operations() if op.type in _SIZES and op not in after}
+    # Not what only the derivative computes, even if it does not depend on cotangents: it may be
+    # long, and it may fail.
+    varies = evaluation & _reached(
+        inputs[: number + 1], lambda op: [] if op in sizes else _users(op)
+    )
+    later = _reached(found, lambda op: [x for x in _sources_of(op) if x not in evaluation]) - sizes
     consumed = [*found, *(x for op in graph.get_operations() if op in later for x in op.inputs)]
-    held = {id(x): x for x in consumed if x.op in evaluated and x.op not in later}
+    held = list({id(x): x for x in consumed if x.op in varies}.values())
     if with_values:
-        held |= {id(x): x for x in values}
-    held = list(held.values())
-    sizes = [num_bytes(x) for x in held]
-    if None in sizes:
+        held = list({id(x): x for x in (*held, *values)}.values())
+    held_bytes = [num_bytes(x) for x in held]
+    if None in held_bytes:
         return None
-    return Tape(sum(sizes), _cut(graph, after, inputs, values, held, found, structure))
+    cut = _cut(graph, evaluation, sizes, inputs, values, held, found, structure)
+    return Tape(sum(held_bytes), cut)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Halves:
         held: the activations, a tuple of `(name, TensorSpec)`.
         found: names of the gradients.
         structure: `Sources` of booleans, whether there is a gradient.
-        captured: tuple of `(name, tensor)`, what both read from outside.
+        captured: tuple of `(name, tensor)`, what both read from outside, and large constants.
         sizes: tuple of `(name, array)`, what they read of shapes: XLA wants it to be constant.
     """
 
@@ -188,13 +194,14 @@ class Halves:
         return [found[name] for name in names]
 
 
-def _cut(graph, after, inputs, values, held, found, structure):
+def _cut(graph, evaluation, sizes, inputs, values, held, found, structure):
     """The `Halves` of a graph; None where something would be lost if its operations were put
     elsewhere, or a size is not known.
 
     Args:
         graph: `FuncGraph`.
-        after: the operations that depend on cotangents.
+        evaluation: the operations that were there before those of the derivative.
+        sizes: those that tell shapes, but not of what depends on cotangents.
         inputs: lists of tensors, from here on: see `Halves`.
         values: likewise.
         held: likewise.
@@ -211,17 +218,20 @@ def _cut(graph, after, inputs, values, held, found, structure):
     # The functions of custom gradients know only the tensors of the trace that they are from.
     if definition.library.function or any("_gradient_op_type" in x.attr for x in definition.node):
         return None
-    if checks & after:
+    if not checks <= evaluation:
         return None
-    sizes = _sizes(graph, after)
-    if any(x is None for x in sizes.values()):
+    known = [x for op in sizes for x in zip(op.outputs, op.inputs)]
+    if not all(of.shape.is_fully_defined() for _, of in known):
         return None
+    large = [op for op in graph.get_operations() if op.type == "Const" and _is_large(op.outputs[0])]
     given = {x.op for x in (*inputs, *(inside for _, inside in graph.captures))}
-    given |= {op for op in graph.get_operations() if op.type in _SIZES and op not in after}
+    given |= {*sizes, *large}
     # What the derivative waits for was there when the activations were; that the evaluation waits
     # for the derivative saves memory in the graph that they are from.
-    first = _needed({x.op for x in (*values, *held)} | checks, given, lambda op: op not in after)
-    second = _needed({x.op for x in found}, given | {x.op for x in held}, after.__contains__)
+    first = _needed({x.op for x in (*values, *held)} | checks, given, evaluation.__contains__)
+    second = _needed(
+        {x.op for x in found}, given | {x.op for x in held}, lambda op: op not in evaluation
+    )
     return Halves(
         first=_part(definition, first),
         second=_part(definition, second),
@@ -230,29 +240,24 @@ def _cut(graph, after, inputs, values, held, found, structure):
         held=tuple((x.name, tf.TensorSpec(x.shape, x.dtype)) for x in held),
         found=tuple(x.name for x in found),
         structure=structure,
-        captured=tuple(outside),
-        sizes=tuple(sizes.items()),
+        # Large constants once, not once for each evaluation.
+        captured=(*outside, *((op.outputs[0].name, _constant(op)) for op in large)),
+        sizes=tuple((x.name, _size(x, of.shape)) for x, of in known),
     )
 
 
-def _sizes(graph, after):
-    """The values of the operations that tell shapes, by name; None where they are not known.
+def _is_large(x):
+    return x.dtype.is_floating and (num_bytes(x) or 0) > 1024
 
-    Args:
-        graph: `FuncGraph`.
-        after: the operations that depend on cotangents, whose shapes are told where they are.
-    """
-    found = {}
-    for op in graph.get_operations():
-        if op.type in _SIZES and op not in after:
-            for x, of in zip(op.outputs, op.inputs):
-                shape, value = of.shape, None
-                if shape.is_fully_defined():
-                    value = {"Size": shape.num_elements(), "Rank": shape.rank}.get(op.type)
-                    value = shape.as_list() if value is None else value
-                    value = np.array(value, x.dtype.as_numpy_dtype)
-                found[x.name] = value
-    return found
+
+def _constant(op):
+    return tf.constant(tf.make_ndarray(op.get_attr("value")))
+
+
+def _size(x, shape):
+    """What an operation of `_SIZES` tells of a shape, an array."""
+    value = {"Size": shape.num_elements(), "Rank": shape.rank}.get(x.op.type, shape.as_list())
+    return np.array(value, x.dtype.as_numpy_dtype)
 
 
 def _part(definition, operations):
