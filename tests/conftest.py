@@ -23,3 +23,11 @@ def large_block():
     tf.raw_ops.Empty(shape=[4, 2**30], dtype=tf.uint8, init=False)
     yield
     del rest_of_first
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random numbers in every run, those of initializers included."""
+    import keras
+
+    keras.utils.set_random_seed(0)
