@@ -178,7 +178,8 @@ def draw(found, path):
         axis.set(title=name, xlabel="Error at the end")
         axis.invert_xaxis()
     axes[0][0].set_ylabel("Steps")
-    axes[0][0].legend(frameon=False)
+    handles = axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=6, frameon=False)
     common.save(figure, path)
 
 

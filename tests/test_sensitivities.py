@@ -237,7 +237,6 @@ def second_products(problem, options, mode):
     return run(of_product, mode), run(of_gradient, "graph")
 
 
-# XLA takes many minutes for three derivatives of an adaptive solve.
 @pytest.mark.parametrize(
     "options, mode",
     [
@@ -246,6 +245,7 @@ def second_products(problem, options, mode):
         slow(RK4, "xla"),
         slow(DOPRI5, "eager"),
         slow(DOPRI5, "graph"),
+        slow(DOPRI5, "xla"),
         slow({**DOPRI5, "gradient": "backprop"}, "graph"),
         slow({**DOPRI5, "gradient": "aca"}, "graph"),
         slow({**RK4, "gradient": tfsymadj.SymplecticAdjoint("sqrt")}, "xla"),

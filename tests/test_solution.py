@@ -10,7 +10,7 @@ from tfsymadj.solution import MESSAGES
 
 def solution(status=Status.SUCCESS, y=None):
     y = tf.zeros([2, 3]) if y is None else y
-    counts = Stats(*(tf.constant(n) for n in (7, 5, 2, 43, 60, 12)))
+    counts = Stats(*(tf.constant(n) for n in (7, 5, 2, 43, 60, 12, 1)))
     return Solution(tf.constant([0.0, 1.5], tf.float64), y, tf.constant(int(status)), counts)
 
 

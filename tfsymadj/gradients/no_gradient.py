@@ -111,7 +111,7 @@ def _joined(first, second):
         ys=[tf.concat([a, b[1:]], 0) for a, b in zip(first.ys, second.ys)],
         status=tf.where(well, second.status, first.status),
         time=tf.where(well, second.time, first.time),
-        stats=Stats(*(a + b for a, b in zip(first.stats, second.stats))),
+        stats=Stats(*(tf.maximum(a + b, -1) for a, b in zip(first.stats, second.stats))),
     )
 
 

@@ -1,5 +1,6 @@
 """The forward loop: one `tf.while_loop` for fixed and adaptive steps and for every gradient."""
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -37,6 +38,7 @@ class _Carry(NamedTuple):
     attempts: tf.Tensor
     accepted: tf.Tensor
     evaluations: list  # of one number, with a method whose steps count them
+    stiff: list  # of the number of stiff steps, with a method that tells
     interval: tf.Tensor
     t: tf.Tensor
     ys: list
@@ -163,6 +165,7 @@ class Loop:
             attempts=none,
             accepted=none,
             evaluations=[none] if self._counts else [],
+            stiff=[none] if problem.method.tells_stiffness else [],
             interval=none + self._intervals.first,
             t=start,
             ys=list(ys),
@@ -392,6 +395,7 @@ class Loop:
     def _advance(self, c, trial, verdict, kept, seen, running):
         proposal, start, step, ys, lows, extended, activations = trial
         accepted, control, status = verdict
+        method = self._problem.method
         if tf.get_static_value(accepted):  # nothing is ever rejected
             problem = self._problem
             self.takes_all = problem.known_length and problem.static_max_steps is not None
@@ -410,7 +414,7 @@ class Loop:
         if self._halves is None:
             stages = [[stage[i] for stage in extended.stages] for i in self._live]
         else:
-            stages = activations[: self._problem.method.stages]
+            stages = activations[: method.stages]
         tried, rest = 1, []
         if self._lanes:
             tried = tf.cast(running, tf.int32)
@@ -424,8 +428,9 @@ class Loop:
             ]
         return _Carry(
             attempts=c.attempts + tried,
-            accepted=c.accepted + tf.cast(accepted, tf.int32),
+            accepted=c.accepted + _ones(accepted),
             evaluations=[n + evaluations for n in c.evaluations],
+            stiff=[n + _ones(accepted, method.is_stiff(proposal.step, step)) for n in c.stiff],
             interval=interval,
             t=t,
             ys=ys,
@@ -501,6 +506,7 @@ class Loop:
                 num_evaluations=counted + evaluations,
                 num_backward_evaluations=tf.zeros([], tf.int32),
                 num_states=tf.zeros([], tf.int32),
+                num_stiff=c.stiff[0] if c.stiff else -tf.ones_like(c.attempts),
             ),
             record=kept,
             times=times,
@@ -529,6 +535,11 @@ class Loop:
         t = tf.stop_gradient(mark.t) + (moves - tf.stop_gradient(moves))
         constants = tf.nest.map_structure(tf.stop_gradient, mark._replace(t=t, ys=[]))
         return constants._replace(t=t, ys=mark.ys)
+
+
+def _ones(*conditions):
+    """int32, 1 where all of the conditions hold."""
+    return tf.cast(functools.reduce(tf.logical_and, conditions), tf.int32)
 
 
 def _largest(xs, lanes):

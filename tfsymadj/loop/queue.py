@@ -81,7 +81,7 @@ def integrate_queue(problem: Problem) -> Outcome:
 
 
 #: Those of `Stats` that each example has of its own.
-_COUNTS = ("num_steps", "num_accepted", "num_rejected", "num_evaluations")
+_COUNTS = ("num_steps", "num_accepted", "num_rejected", "num_evaluations", "num_stiff")
 
 
 class _Lanes(NamedTuple):

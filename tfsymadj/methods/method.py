@@ -77,6 +77,7 @@ class Method:
             its stage values.
         replays: whether there is `replayed`.
         splits: whether the state has to be a pair, of which one half is moved at a time.
+        tells_stiffness: whether there is `is_stiff`.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Method:
     iterates: bool = False
     replays: bool = False
     splits: bool = False
+    tells_stiffness: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -183,6 +185,10 @@ class Method:
             ys: list of tensors.
             first: the dynamics at `(t, ys)` where they are known already, with `fsal`.
         """
+        raise NotImplementedError
+
+    def is_stiff(self, h: tf.Tensor, step: Step) -> tf.Tensor:
+        """Whether a step is longer than is stable, a boolean scalar, or one for each lane."""
         raise NotImplementedError
 
     def extended(

@@ -42,6 +42,10 @@ class ExplicitRungeKutta(Method):
     replays = True
 
     @property
+    def tells_stiffness(self):
+        return self.fsal and self.tableau.c[self.tableau.num_rows - 2] == 1
+
+    @property
     def dense(self):
         return None if self.tableau.dense is None else np.array(self.tableau.dense)
 
@@ -81,6 +85,16 @@ class ExplicitRungeKutta(Method):
             slopes=slopes,
             evaluations=tableau.num_rows - (first is not None),
         )
+
+    def is_stiff(self, h, step):
+        """The test of DOPRI5 and DOP853 (Hairer, Norsett, Wanner, Solving Ordinary Differential
+        Equations I, appendix; II, section IV.2): the last two stages are both at the step's end, so
+        the difference of their slopes over that of their values is about the largest eigenvalue.
+        """
+        values = _differences(step.ys, step.stages[-1])
+        slopes = _differences(step.slopes[-1], step.slopes[-2])
+        bound, lanes = (0.8 * self.tableau.stability_limit / h) ** 2, h.shape.rank
+        return inner(slopes, slopes, lanes) > bound * inner(values, values, lanes)
 
     def adjoint(self, dynamics, t, h, stage, adjoints, sums, with_time=False, slopes=None):
         """The symplectic partner of `step`, from lambda_{n+1} to lambda_n.
@@ -252,3 +266,9 @@ class ExtendedRungeKutta(ExplicitRungeKutta):
 @functools.lru_cache(maxsize=256)
 def _without_error(method):
     return ExplicitRungeKutta(method.tableau.without_error())
+
+
+def _differences(xs, ys):
+    """Constants, in a precision in which their squares don't overflow."""
+    found = [tf.stop_gradient(x - y) for x, y in zip(xs, ys)]
+    return [tf.cast(x, tf.float32) if x.dtype == tf.float16 else x for x in found]

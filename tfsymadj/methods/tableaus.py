@@ -201,6 +201,22 @@ class ButcherTableau:
         last = self.num_rows - 1
         return self.a[last] == self.b[:-1] and self.b[-1] == 0 and self.c[last] == 1
 
+    @functools.cached_property
+    def stability_limit(self):
+        """The end of the interval of absolute stability of an explicit method.
+
+        The largest r for which |R(-s)| <= 1 for all s <= r, to 0.01, with the stability function
+        R(z) = 1 + z b^T (1 + z A + (z A)^2 + ...) 1; at most 2 n^2 with n stages.
+        """
+        rows = self.num_rows
+        powers, coefficients = np.ones(rows), [1.0]
+        for _ in range(rows):
+            coefficients.append(float(self.b_vector[:rows] @ powers))
+            powers = self.a_matrix[:rows, :rows] @ powers
+        s = np.arange(0.0, 2.0 * rows**2 + 1.0, 0.01)
+        unstable = np.abs(np.polynomial.Polynomial(coefficients)(-s)) > 1.0 + 1e-9
+        return float(s[np.argmax(unstable) - 1])
+
     @property
     def error_order(self):
         """The order of a solution whose error is of the order of the estimate, or None.
