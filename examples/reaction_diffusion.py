@@ -180,7 +180,8 @@ def draw(model, untrained, truth, found, losses, path):
         axes["X"].plot(u, values, color=COLORS[name], linewidth=1.8,
                        label={"start": "before training"}.get(name, name))  # fmt: skip
     axes["X"].set(title="The reaction f", xlabel="u", ylabel="f(u)")
-    axes["X"].legend(frameon=False, fontsize=9.5)
+    axes["X"].set_ylim(-2.5, 1.6)
+    axes["X"].legend(frameon=False, fontsize=9.5, loc="lower left")
     error = np.sqrt(np.mean((found - truth) ** 2, axis=(3, 4)))
     for i in range(2):
         axes["Y"].plot(t, error[:, :, i].max(1), color=["#0072B2", "#009E73"][i], label="uv"[i])

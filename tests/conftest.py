@@ -1,5 +1,6 @@
 """The environment and the fixtures of all tests."""
 
+import collections
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -9,6 +10,34 @@ os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 import pytest
 
 pytest.register_assert_rewrite("helpers")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of all combinations of several parameters the fast suite has so many that each value is in
+    one of them; the others are slow.
+    """
+    families = collections.defaultdict(list)
+    for item in items:
+        if hasattr(item, "callspec") and item.get_closest_marker("slow") is None:
+            families[item.parent, item.originalname].append(item)
+    for family in families.values():
+        values = {item: set(_values(item)) for item in family}
+        missing = set().union(*values.values())
+        while missing:
+            best = max(family, key=lambda item: len(values[item] & missing))
+            missing -= values.pop(best)
+            family.remove(best)
+        for item in family:
+            item.add_marker("slow")
+
+
+def _values(item):
+    """What identifies the value that a test has of each `parametrize`."""
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0]
+        names = names.replace(",", " ").split() if isinstance(names, str) else names
+        yield tuple((name, id(item.callspec.params[name])) for name in names)
 
 
 @pytest.fixture(scope="session", autouse=True)
