@@ -228,6 +228,10 @@ def check_export(model, images, output):
     return float(np.max(np.abs(np.load(paths[2]) - expected)))
 
 
+#: Those whose names stand above the end of their line, so that none covers another.
+ABOVE = "back-propagation", "symplectic adjoint, auto"
+
+
 def draw(history, steps, peaks, path):
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplot_mosaic(
@@ -251,7 +255,7 @@ def draw(history, steps, peaks, path):
         memory.loglog(steps, values, "o-", color=COLORS[name])
         memory.annotate(
             name.replace(", ", ",\n"), (steps[-1], values[-1]), (9, 2), color=COLORS[name],
-            textcoords="offset points", va="bottom" if name == "back-propagation" else "top",
+            textcoords="offset points", va="bottom" if name in ABOVE else "top",
         )  # fmt: skip
     memory.xaxis.set_major_formatter("{x:g}")
     memory.yaxis.set_major_formatter("{x:g}")

@@ -94,11 +94,12 @@ def _activations_recording(problem, halves, size):
     if halves is None or not isinstance(n, int):
         return None
     each = problem.method.stages * halves.num_bytes
+    # Twice: outside of the loop that writes them they are another tensor.
     if problem.known_length:
-        return Recording(n, 0, n, halves=halves) if n * each <= FREE else None
+        return Recording(n, 0, n, halves=halves) if 2 * n * each <= FREE else None
     stride = min(max(_root_stride(n, max(each / size, 1.0), whole=False), fewest), n)
     segments = 0 if stride == n else -(-n // stride)
-    if each < WORTHWHILE or stride > most or stride * each + segments * size > FREE:
+    if each < WORTHWHILE or stride > most or 2 * stride * each + segments * size > FREE:
         return None
     return Recording(stride, segments, stride, halves=halves)
 
