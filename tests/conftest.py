@@ -1,4 +1,4 @@
-"""The environment and the fixtures of all tests."""
+"""The environment and the fixtures of all tests, and which combinations are fast."""
 
 import collections
 import os
@@ -33,11 +33,14 @@ def pytest_collection_modifyitems(items):
 
 
 def _values(item):
-    """What identifies the value that a test has of each `parametrize`."""
+    """What identifies the value that a test has of each `parametrize` and of other parameters."""
+    params = dict(item.callspec.params)
     for mark in item.iter_markers("parametrize"):
         names = mark.args[0]
         names = names.replace(",", " ").split() if isinstance(names, str) else names
-        yield tuple((name, id(item.callspec.params[name])) for name in names)
+        yield tuple((name, id(params.pop(name))) for name in names)
+    for name, value in params.items():  # of fixtures
+        yield ((name, id(value)),)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -94,9 +94,9 @@ class Stats(NamedTuple):
         num_states: how many states are held for the gradient at most at any time, those of steps
             and of stages together, as planned; the activations of a stage count as one. 0 where
             none are (`"backprop"`, `"baseline"` and the continuous adjoint); always a scalar.
-        num_stiff: steps taken that were as long as is stable, or longer than 0.8 of it, by the test
-            of DOPRI5 (Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I,
-            appendix). If most of them were, an implicit method will do with fewer. -1 where that
+        num_stiff: steps taken of at least 0.8 times the length that is stable, by the test of
+            DOPRI5 (Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, appendix).
+            If most of them were so long, an implicit method will do with fewer. -1 where that
             can't be told: only adaptive solves with `"dopri5"`, `"tsit5"`, `"dop853"` and explicit
             tableaus whose last two stages are both at the end of the step tell.
     """

@@ -32,6 +32,9 @@ WORTHWHILE = 64 * 2**10
 #: are taken.
 LAST_STEPS, MOST_STEPS = (8, 16), 32
 
+#: How often activations are there: outside of the loop that writes them they are another tensor.
+_COPIES = 2
+
 #: More states than this need not be told apart.
 _MOST = 2**30
 
@@ -94,12 +97,11 @@ def _activations_recording(problem, halves, size):
     if halves is None or not isinstance(n, int):
         return None
     each = problem.method.stages * halves.num_bytes
-    # Twice: outside of the loop that writes them they are another tensor.
     if problem.known_length:
-        return Recording(n, 0, n, halves=halves) if 2 * n * each <= FREE else None
+        return Recording(n, 0, n, halves=halves) if _COPIES * n * each <= FREE else None
     stride = min(max(_root_stride(n, max(each / size, 1.0), whole=False), fewest), n)
     segments = 0 if stride == n else -(-n // stride)
-    if each < WORTHWHILE or stride > most or 2 * stride * each + segments * size > FREE:
+    if each < WORTHWHILE or stride > most or _COPIES * stride * each + segments * size > FREE:
         return None
     return Recording(stride, segments, stride, halves=halves)
 
@@ -205,8 +207,7 @@ def memory_recording(problem, memory, with_activations=True):
         cost = cheapest_plan(n, beside_tape, 1, keeps_last=True).cost
         plans.append((cost, beside_tape, dict(tapes_steps=True)))
         halves = _halves(problem, found) if with_activations else None
-        # Twice: outside of the loop that writes them they are another tensor.
-        values = 0 if halves is None else max(-(-2 * s * halves.num_bytes // size), 1)
+        values = 0 if halves is None else max(-(-_COPIES * s * halves.num_bytes // size), 1)
         budget = beside_tape
         if not problem.known_length:
             budget = min(budget, MOST_STEPS * values + -(-n // MOST_STEPS))

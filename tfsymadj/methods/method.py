@@ -188,7 +188,7 @@ class Method:
         raise NotImplementedError
 
     def is_stiff(self, h: tf.Tensor, step: Step) -> tf.Tensor:
-        """Whether a step is longer than is stable, a boolean scalar, or one for each lane."""
+        """Whether a step is about as long as is stable, a boolean scalar, or one for each lane."""
         raise NotImplementedError
 
     def extended(
