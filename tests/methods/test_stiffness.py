@@ -117,3 +117,18 @@ def test_no_part_in_the_gradient():
         return tape.gradient(loss, y0)
 
     np.testing.assert_allclose(gradient("symplectic_adjoint"), gradient("backprop"), rtol=1e-12)
+
+
+def test_tangents_do_not_count():
+    """The counts of `jvp` are those of `solve`."""
+    y0, options = tf.constant([1.0, 2.0], tf.float64), dict(rtol=1e-4, max_steps=500)
+
+    def dynamics(t, y, k):
+        return -k * (y - tf.cos(t))
+
+    expected = tfsymadj.solve(dynamics, y0, [0.0, 1.0], args=(100.0,), **options).stats
+    solution, _ = tfsymadj.jvp(
+        dynamics, y0, [0.0, 1.0], args=(100.0,), tangents={"args": (1e3,)}, **options
+    )
+    assert 0 < expected.num_stiff < expected.num_accepted
+    assert solution.stats.num_stiff == expected.num_stiff

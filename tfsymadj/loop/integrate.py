@@ -430,7 +430,10 @@ class Loop:
             attempts=c.attempts + tried,
             accepted=c.accepted + _ones(accepted),
             evaluations=[n + evaluations for n in c.evaluations],
-            stiff=[n + _ones(accepted, method.is_stiff(proposal.step, step)) for n in c.stiff],
+            stiff=[
+                n + _ones(accepted, method.is_stiff(proposal.step, step, self._problem.measured))
+                for n in c.stiff
+            ],
             interval=interval,
             t=t,
             ys=ys,

@@ -187,8 +187,14 @@ class Method:
         """
         raise NotImplementedError
 
-    def is_stiff(self, h: tf.Tensor, step: Step) -> tf.Tensor:
-        """Whether a step is about as long as is stable, a boolean scalar, or one for each lane."""
+    def is_stiff(self, h: tf.Tensor, step: Step, measured: int | None = None) -> tf.Tensor:
+        """Whether a step is about as long as is stable, a boolean scalar, or one for each lane.
+
+        Args:
+            h: the step size.
+            step: what `step` returned.
+            measured: how many tensors of the state, the first ones, count; None: all.
+        """
         raise NotImplementedError
 
     def extended(

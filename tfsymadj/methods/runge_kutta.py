@@ -86,15 +86,15 @@ class ExplicitRungeKutta(Method):
             evaluations=tableau.num_rows - (first is not None),
         )
 
-    def is_stiff(self, h, step):
+    def is_stiff(self, h, step, measured=None):
         """The test of DOPRI5 and DOP853 (Hairer, Norsett, Wanner, Solving Ordinary Differential
         Equations I, appendix; II, section IV.2): the last two stages are both at the step's end, so
         the difference of their slopes over that of their values is about the largest eigenvalue.
         """
         # The error estimate holds steps a little within what is stable, the more the tighter the
         # tolerance is.
-        values = _differences(step.ys, step.stages[-1])
-        slopes = _differences(step.slopes[-1], step.slopes[-2])
+        values = _differences(step.ys[:measured], step.stages[-1])
+        slopes = _differences(step.slopes[-1][:measured], step.slopes[-2])
         bound, lanes = (0.8 * self.tableau.stability_limit / h) ** 2, h.shape.rank
         return inner(slopes, slopes, lanes) > bound * inner(values, values, lanes)
 
