@@ -28,9 +28,9 @@ from scipy.integrate import solve_ivp
 
 import tfsymadj
 
-METHODS = ["trbdf2", "kvaerno3", "kvaerno5", "kencarp4"]
+METHODS = ["trbdf2", "kvaerno3", "kvaerno5", "kencarp4", "radau5"]
 PEERS = ["Radau", "BDF"]
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555", "#E69F00"]
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#555555", "#E69F00"]
 TOLERANCES = [1e-3, 1e-4, 1e-5, 1e-6, 1e-7]
 
 
@@ -179,7 +179,7 @@ def draw(found, path):
         axis.invert_xaxis()
     axes[0][0].set_ylabel("Steps")
     handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(*handles, loc="outside lower center", ncols=7, frameon=False)
     common.save(figure, path)
 
 

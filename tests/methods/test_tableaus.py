@@ -13,7 +13,7 @@ from helpers.tableaus import GOOD
 
 from tfsymadj.methods import METHODS, ButcherTableau, tables
 
-IMPLICIT = ("trbdf2", "kvaerno3", "kvaerno5", "kencarp4", "implicit_midpoint", "gauss4")
+IMPLICIT = ("trbdf2", "kvaerno3", "kvaerno5", "kencarp4", "radau5", "implicit_midpoint", "gauss4")
 ALL = [pytest.param(tableau, id=name) for name, tableau in METHODS.items()]
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.integrate import DOP853
+from scipy.integrate._ivp import radau
 
 from tfsymadj.methods import METHODS, order_conditions, tables
 
@@ -32,6 +33,7 @@ EXPECTED = {
     "kvaerno3": (3, 2, 4, 4, False),
     "kvaerno5": (5, 4, 7, 7, False),
     "kencarp4": (4, 3, 6, 6, False),
+    "radau5": (5, 3, 4, 4, False),
     "implicit_midpoint": (2, None, 1, 1, False),
     "gauss4": (4, None, 2, 2, False),
 }
@@ -59,7 +61,8 @@ def test_properties(name):
         tableau.fsal,
     )
     assert tableau.adaptive == (tableau.embedded_order is not None)
-    assert tableau.active_stages == (True,) * tableau.stages
+    # The first row of one is for its estimate alone.
+    assert tableau.active_stages == (name != "radau5",) + (True,) * (tableau.stages - 1)
 
 
 @pytest.mark.parametrize("tableau", ALL)
@@ -95,6 +98,20 @@ def test_dop853_is_that_of_scipy():
     np.testing.assert_allclose(tableau.b[:s], DOP853.B, rtol=1e-15)
     np.testing.assert_allclose(tableau.b_error, DOP853.E5, rtol=1e-15)
     np.testing.assert_allclose(tableau.b_coarse, DOP853.E3, rtol=1e-14)
+
+
+def test_radau5_is_that_of_scipy():
+    tableau, inner = tables.RADAU5, slice(1, 4)
+    a = tableau.a_matrix[inner, inner]
+    np.testing.assert_allclose(tableau.c[inner], radau.C, rtol=1e-15)
+    # Theirs is about z = h a k, with one over the eigenvalue.
+    np.testing.assert_allclose(tableau.filter, 1 / radau.MU_REAL, rtol=1e-14)
+    weights = np.linalg.solve(a.T, np.array(tableau.b_error[1:])) * radau.MU_REAL
+    np.testing.assert_allclose(tableau.b_error[0], -1 / radau.MU_REAL, rtol=1e-14)
+    np.testing.assert_allclose(weights, -radau.E, rtol=1e-12)
+    np.testing.assert_allclose(
+        np.linalg.inv(a) @ radau.T[:, 0], radau.MU_REAL * radau.T[:, 0], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("tableau", ALL)

@@ -64,7 +64,7 @@ class ImplicitRungeKutta(Method):
     order = property(lambda self: self.tableau.order)
     embedded_order = property(lambda self: self.table.error_order)
     stages = property(lambda self: len(self.table.a))
-    adjoint_evaluations = property(lambda self: len(self.table.a))
+    adjoint_evaluations = property(lambda self: sum(self.table.active_stages))
     dense_order = property(lambda self: self.table.dense_order)
     extends = property(lambda self: self.interpolates)
     evaluations = None
@@ -256,7 +256,8 @@ class _Partner:
         self._mass, self._adjoints, self._start = getattr(dynamics, "mass", None), adjoints, None
         if self._mass is not None:  # theirs come with the last stage's p
             self._weights = [tf.zeros_like(w) for w in self._weights]
-        if slopes is not None:
+        self._extends = slopes is not None
+        if self._extends:
             self._weights = [w + x for w, x in zip(self._weights, slopes.own)]
         # From the first row that a stage may need to come to w: all others.
         self._coupling = factors(h, tableau.a_matrix, adjoints)
@@ -363,9 +364,12 @@ class _Partner:
     def block_by_block(self, sums, times):
         """The sums with the parts of all stages, written out."""
         tableau = self._tableau
+        active = {i for i, x in enumerate(tableau.active_stages) if x}
         weights = [list(x) for x in zip(*map(tf.unstack, self._weights))]
         for indices in reversed(tableau.blocks):
             first = indices[0]
+            if not (self._extends or active.intersection(indices)):
+                continue
             ts = [self._ts[i] for i in indices]
             states = [self._stage(tf.constant(i)) for i in indices]
             ws, found = [weights[i] for i in indices], None

@@ -347,13 +347,18 @@ class ButcherTableau:
     def filter(self):
         """The coefficient of the matrix that error estimates are multiplied with, or None.
 
-        An embedded solution that stays bounded where a component is very stiff needs none.
+        An embedded solution that stays bounded where a component is very stiff needs none. It is
+        the coefficient of the implicit stages, or of stages that are solved together the real
+        eigenvalue of theirs.
         """
         stiffness = -1e6
         matrix = np.eye(len(self.a)) - stiffness * self.a_matrix
         stages = np.linalg.solve(matrix, np.ones(len(self.a)))
         embedded = 1.0 + stiffness * (self.b_vector - self.error_vector) @ stages
-        numbers = set(np.diag(self.a_matrix).tolist()) - {0.0}
+        numbers = set()
+        for block in self.blocks:
+            eigenvalues = np.linalg.eigvals(self.a_matrix[np.ix_(block, block)])
+            numbers |= set(eigenvalues.real[eigenvalues.imag == 0.0].tolist()) - {0.0}
         return None if abs(embedded) < 1.0 or len(numbers) != 1 else numbers.pop()
 
     def without_error(self):

@@ -752,6 +752,44 @@ KENCARP4 = ButcherTableau(
     ),
 )
 
+_ROOT6 = math.sqrt(6)
+_RADAU5_NODES = ((4 - _ROOT6) / 10, (4 + _ROOT6) / 10, 1)
+_RADAU5_B = (0, (16 - _ROOT6) / 36, (16 + _ROOT6) / 36, 1 / 9)
+# The real eigenvalue of the rows.
+_RADAU5_GAMMA = (6 + 81 ** (1 / 3) - 9 ** (1 / 3)) / 30
+
+# Radau IIA of three stages, L-stable, and behind a row for the estimate of the error, whose
+# solution is of order 3. Hairer, Wanner, Solving Ordinary Differential Equations II, section IV.8.
+RADAU5 = ButcherTableau(
+    name="radau5",
+    order=5,
+    c=(0, *_RADAU5_NODES),
+    a=(
+        (),
+        (
+            0,
+            (88 - 7 * _ROOT6) / 360,
+            (296 - 169 * _ROOT6) / 1800,
+            (-2 + 3 * _ROOT6) / 225,
+        ),
+        (
+            0,
+            (296 + 169 * _ROOT6) / 1800,
+            (88 + 7 * _ROOT6) / 360,
+            (-2 - 3 * _ROOT6) / 225,
+        ),
+        _RADAU5_B,
+    ),
+    b=_RADAU5_B,
+    b_error=(
+        -_RADAU5_GAMMA,
+        _RADAU5_GAMMA * (2 + 3 * _ROOT6) / 6,
+        _RADAU5_GAMMA * (2 - 3 * _ROOT6) / 6,
+        _RADAU5_GAMMA / 3,
+    ),
+    embedded_order=3,
+)
+
 # The Gauss method of one stage: symplectic, and its own partner.
 IMPLICIT_MIDPOINT = ButcherTableau(
     name="implicit_midpoint", order=2, c=(1 / 2,), a=((1 / 2,),), b=(1,)
@@ -792,6 +830,7 @@ METHODS = types.MappingProxyType(
             KVAERNO3,
             KVAERNO5,
             KENCARP4,
+            RADAU5,
             IMPLICIT_MIDPOINT,
             GAUSS4,
         )
