@@ -100,7 +100,7 @@ def test_observed_order_of_own_tables(method):
     assert abs(-slope - order) < 0.3, errors
 
 
-@pytest.mark.parametrize("method", ["trbdf2", slow("kvaerno3"), slow("kvaerno5")])
+@pytest.mark.parametrize("method", ["trbdf2", slow("kvaerno3"), slow("kvaerno5"), slow("radau5")])
 def test_interpolated_outputs_reach_the_tolerance(method):
     times = np.linspace(0.0, 3.0, 7)
     options = dict(method=method, rtol=1e-5, atol=1e-5, gradient=NoGradient())
@@ -151,6 +151,22 @@ def test_robertson(method, most):
     assert np.max(error) < 10 and int(solution.stats.num_steps) < most
 
 
+@pytest.mark.parametrize("rtol", [1e-4, slow(1e-6)])
+def test_radau5_takes_no_more_steps_than_scipys(rtol):
+    y0, options = np.array([1.0, 0.0, 0.0]), dict(rtol=rtol, atol=1e-4 * rtol)
+    theirs = scipy.integrate.solve_ivp(_numpy_robertson, (0, 1e5), y0, method="Radau", **options)
+
+    @tf.function
+    def ours():
+        return tfsymadj.solve(
+            robertson, y0, [0.0, 1e5], method="radau5", gradient=NoGradient(), **options
+        )
+
+    solution = ours()
+    assert int(solution.stats.num_accepted) < 1.1 * len(theirs.t)
+    np.testing.assert_allclose(solution.y[-1], theirs.y[:, -1], rtol=10 * rtol)
+
+
 @pytest.mark.slow
 def test_van_der_pol():
     def dynamics(t, y):
@@ -173,7 +189,9 @@ def test_examples_have_their_own_equations():
         np.testing.assert_allclose(y[:, i], one, rtol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["implicit_midpoint", slow("trbdf2"), slow("gauss4")])
+@pytest.mark.parametrize(
+    "method", ["implicit_midpoint", slow("trbdf2"), slow("radau5"), slow("gauss4")]
+)
 def test_times_and_sizes_of_each_lane(method):
     method = get_method(method).without_error()
     ys = [tf.constant([[1.0, 0.5], [0.3, -0.2], [2.0, 1.0]], tf.float64)]
