@@ -32,7 +32,7 @@ GROUPS := "tests/bijectors tests/dynamics" "tests/gradients tests/loop" "tests/l
 	"tests/examples tests/test_[d-z]*.py"
 define in-groups
 	@failed=0; for group in $(GROUPS); do \
-	  $(1) -m pytest -n 2 $(2) $$group; code=$$?; \
+	  $(1) -m pytest -n 2 --dist worksteal $(2) $$group; code=$$?; \
 	  if [ $$code -ne 0 ] && [ $$code -ne 5 ]; then failed=1; fi; \
 	done; exit $$failed
 endef
@@ -44,7 +44,7 @@ UNIT := methods steps checkpoints loop/test_integrate.py loop/test_outputs.py \
 	test_architecture.py test_arithmetic.py test_config.py test_options.py test_solution.py
 
 test-unit: venv  ## Run those tests that take little, of the parts that need no Keras.
-	$(BIN)/python -m pytest -n 2 $(UNIT:%=tests/%)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(UNIT:%=tests/%)
 
 test-slow: venv  ## Run the tests that take long.
 	$(call in-groups,$(BIN)/python,-m slow)

@@ -2,8 +2,9 @@
 
     python benchmarks/per_example.py
 
-A gradient for all weights and the initial state of 128 examples of which the last one moves 100
-times as fast as the first (in workloads.py). `make benchmark-peers` makes the environments that the
+A solve, and a gradient for all weights and the initial state, of 128 examples of which the last one
+moves 100 times as fast as the first; then of as many that are all alike, with steps of their own
+and with shared ones (both in workloads.py). `make benchmark-peers` makes the environments that the
 peers run in. See README.md here.
 """
 
@@ -14,16 +15,52 @@ import turns
 from turns import Case
 from workloads import SERIES
 
-MIXED = "mixed"
 LARGEST_LOSS_DIFFERENCE = 1e-3  # relative: each package takes steps of its own
 
-CASES = [
+MIXED = [
     Case("tfsymadj, XLA", "tensorflow", "own-xla", {}),
     Case("tfsymadj, graph", "tensorflow", "own-graph", {}),
     Case("tfsymadj, shared steps, XLA", "tensorflow", "auto-xla", {}),
     Case("diffrax under vmap", "jax", "default", {}),
     Case("torchode", "torch", "torchode", {}),
 ]
+ALIKE = [
+    Case("own steps, XLA", "tensorflow", "own-xla", {}),
+    Case("shared steps, XLA", "tensorflow", "auto-xla", {}),
+    Case("own steps, graph", "tensorflow", "own-graph", {}),
+    Case("shared steps, graph", "tensorflow", "auto-graph", {}),
+]
+
+
+def forward(case):
+    """The case without its gradient."""
+    method = "forward" if case.runner == "jax" else f"{case.method}-forward"
+    return Case(f"{case.name}, forward", case.runner, method, case.style)
+
+
+def show(problem, cases, with_memory, arguments, pythons):
+    work = problem, arguments.count
+    every = [*cases, *map(forward, cases)]
+    found = turns.measure(every, [work], arguments.rounds, pythons, LARGEST_LOSS_DIFFERENCE)
+    print(f"{SERIES[problem].title}, {arguments.count} outputs")
+    print(f"{common.machine()}\n{turns.versions(found)}\n")
+
+    def ms(name):
+        return 1e3 * statistics.median(found[(name, *work)]["seconds"])
+
+    def cells(name):
+        row = found[(name, *work)]
+        case = next(case for case in cases if case.name == name)
+        columns = [f"{ms(f'{name}, forward'):.1f}", f"{ms(name):.1f}"]
+        if with_memory:
+            columns.append(f"{turns.memory(case, work, pythons) / 2**20:.1f}")
+        first = "" if row["first"] is None else f"{row['first']:.1f}"
+        return [*columns, str(row["steps"]), str(row["evaluations"]), first]
+
+    head = ["forward, ms", "gradient, ms", *["MiB"] * with_memory]
+    head += ["steps", "evaluations", "first call, s"]
+    print(turns.table(problem, head, cells, cases), "\n")
+    return ms
 
 
 def main():
@@ -34,21 +71,12 @@ def main():
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds = 1
-    work, pythons = (MIXED, arguments.count), common.peer_pythons(arguments)
-    found = turns.measure(CASES, [work], arguments.rounds, pythons, LARGEST_LOSS_DIFFERENCE)
-    print(f"{SERIES[MIXED].title}, {arguments.count} outputs")
-    print(f"{common.machine()}\n{turns.versions(found)}\n")
-
-    def cells(name):
-        row = found[(name, *work)]
-        case = next(case for case in CASES if case.name == name)
-        first = "" if row["first"] is None else f"{row['first']:.1f}"
-        mib = turns.memory(case, work, pythons) / 2**20
-        ms = 1e3 * statistics.median(row["seconds"])
-        return [f"{ms:.1f}", f"{mib:.1f}", str(row["steps"]), str(row["evaluations"]), first]
-
-    head = ["ms", "MiB", "steps", "evaluations", "first call, s"]
-    print(turns.table("a gradient", head, cells, CASES))
+    pythons = common.peer_pythons(arguments)
+    show("mixed", MIXED, True, arguments, pythons)
+    ms = show("alike", ALIKE, False, arguments, pythons)
+    for own, shared in (ALIKE[:2], ALIKE[2:]):
+        ratios = [ms(own.name + x) / ms(shared.name + x) for x in (", forward", "")]
+        print(f"{own.name}: {ratios[0]:.2f} and {ratios[1]:.2f} times the time of shared ones")
 
 
 if __name__ == "__main__":

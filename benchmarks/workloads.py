@@ -105,6 +105,7 @@ class Series:
         atol: absolute tolerance.
         num_steps: of rk4, in place of dopri5.
         spread: by how much faster the last example moves than the first.
+        alike: whether all examples start where the first one does.
     """
 
     title: str
@@ -120,6 +121,7 @@ class Series:
     atol: float | None = None
     num_steps: int | None = None
     spread: float = 1.0
+    alike: bool = False
 
     @property
     def rates(self):
@@ -133,7 +135,8 @@ class Series:
             rates, start = np.array([1.5, 1.0, 3.0, 1.0]), np.array([1.0, 1.0])
             return [rates.astype(np.float32)], [], start.astype(np.float32)
         kernels, biases = _weights([self.size, *self.hidden, self.size], self.gain, rng)
-        return kernels, biases, rng.standard_normal((self.batch, self.size)).astype(np.float32)
+        start = rng.standard_normal((self.batch, self.size)).astype(np.float32)
+        return kernels, biases, np.repeat(start[:1], self.batch, 0) if self.alike else start
 
     def times(self, count):
         """Those of so many outputs."""
@@ -160,6 +163,10 @@ SERIES = {
     "mixed": Series(
         "mixed: 4-32-32-4, tanh, 128 examples of unequal rates, dopri5, 1e-05 and 1e-06", size=4,
         hidden=(32, 32), batch=128, end=10.0, rtol=1e-5, atol=1e-6, spread=100.0,
+    ),
+    "alike": Series(
+        "alike: 4-32-32-4, tanh, 128 examples that are all alike, dopri5, 1e-05 and 1e-06", size=4,
+        hidden=(32, 32), batch=128, end=10.0, rtol=1e-5, atol=1e-6, alike=True,
     ),
 }  # fmt: skip
 

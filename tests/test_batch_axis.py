@@ -126,6 +126,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", METHODS, ids=lambda x: "-".join(map(str, x.values())))
 def test_rows_of_times_go_their_own_ways(options):
     rates, counts = tf.constant(RATES, tf.float64), [4, 4, 3, 1]

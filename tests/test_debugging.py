@@ -52,6 +52,7 @@ def test_check_numerics(gradient, mode, check_numerics):
         assert np.isfinite(x).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

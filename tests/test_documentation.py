@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.modes import slow
+from helpers.modes import partly_slow, slow
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 DOCS = README.parent / "docs"
@@ -19,6 +19,12 @@ LONG = {
 PAGES = {
     "CONTRIBUTING.md": README.parent / "CONTRIBUTING.md",
     **{path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))},
+}
+#: Modules whose examples do, or whose ways are those of another one that does not.
+LONG_MODULES = {
+    *("bijectors.discrete", "bijectors.ode_solve_fn", "bijectors.traces", "callbacks"),
+    *("gradients.backprop", "gradients.no_gradient", "gradients.reversible"),
+    *("layers.cde_layers", "layers.energy_layers", "methods.splitting", "sensitivities"),
 }
 MODULES = [
     "bijectors.cnf",
@@ -78,7 +84,7 @@ def test_reliability_names_tests_that_exist():
     assert set(re.findall(r"`(test_\w+\.py)`", text)) <= there
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", partly_slow(MODULES, *LONG_MODULES))
 def test_docstrings(name):
     importlib.import_module(f"tfsymadj.{name}")
     results = doctest.testmod(sys.modules[f"tfsymadj.{name}"])
@@ -86,6 +92,7 @@ def test_docstrings(name):
     assert results.failed == 0
 
 
+@pytest.mark.slow
 def test_imports_no_probability():
     code = "import sys, tfsymadj; sys.exit('tensorflow_probability' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=README.parent)

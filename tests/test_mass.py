@@ -86,6 +86,7 @@ def with_mass(problem, gradient, mode, mass, **options):
 # A regular matrix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["trbdf2", slow("kvaerno3"), slow("kvaerno5"), slow(SDIRK2)], ids=str
 )
@@ -106,6 +107,7 @@ def test_regular(method):
         assert relative_error(x, like) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["trbdf2", slow("kvaerno3"), slow("kvaerno5")])
 def test_same_steps(method):
     y0, a = tf.constant(random.normal(size=[2, 3])), tf.constant(random.normal(size=[3, 3]))

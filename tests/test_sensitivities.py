@@ -98,6 +98,7 @@ def test_the_transpose_of_the_gradient(options, mode):
         tf.nest.map_structure(np.testing.assert_array_equal, along.y, solution.y)
 
 
+@pytest.mark.slow
 def test_tangents_do_not_choose_the_steps():
     problem = mlp()
     for scale in (1.0, 1e6):
@@ -188,6 +189,7 @@ def test_jacobians(options, mode):
     assert max(map(relative_error, jacobians, expected)) < FLOAT64
 
 
+@pytest.mark.slow
 def test_jacobians_of_nests():
     def dynamics(t, y, k):
         return {"a": -k["x"] * y["a"], "b": y["a"] - k["y"][1] * y["b"]}
@@ -316,6 +318,7 @@ def test_memory_of_hessian_vector_products(mode):
     assert peaks[1] <= 3 * peaks[0]
 
 
+@pytest.mark.slow
 def test_evaluations_are_those_of_a_solve():
     dynamics, y0 = Counted(), tf.ones([2, 3], tf.float64)
     found = tfsymadj.sensitivities(dynamics, y0, [0.0, 0.7, 2.0], wrt="y0")
@@ -371,6 +374,7 @@ def test_moving_times_have_no_second_derivatives():
         tape.gradient(dy, y0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, slow(3)])
 def test_a_clock_is_no_example(count):
     y0, t = tf.ones([count, 3], tf.float64), tf.constant([0.0, 1.0], tf.float64)

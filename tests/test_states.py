@@ -144,6 +144,7 @@ def test_symbolic_tensors_of_keras(name):
         tfsymadj.odeint(lambda t, y, *args: -y, t=[0.0, 1.0], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_states_of_numbers(mode):
     def solve(y0):

@@ -104,6 +104,7 @@ def relaxed(rates, target, y0, **options):
     return found, tape.gradient(value, target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [tf.float64, slow(tf.float32)])
 @pytest.mark.parametrize("fastest", [10.0, slow(300.0)])
 def test_fast_components_come_to_rest(fastest, dtype):
@@ -116,6 +117,7 @@ def test_fast_components_come_to_rest(fastest, dtype):
     np.testing.assert_allclose(gradient, [1.0, 1.0], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_start_at_rest_takes_one_step():
     rates, target = tf.constant([1.0, 1e3], tf.float64), tf.constant([1.0, 2.0], tf.float64)
     found, _ = relaxed(rates, target, target, max_steps=50)

@@ -15,7 +15,7 @@ from tfsymadj.callbacks import KeepWeights
 from tfsymadj.layers import ODELayer
 from tfsymadj.solution import MESSAGES, Status
 
-JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+JIT = pytest.mark.parametrize("jit", [pytest.param(False, id="graph"), slow(True, id="xla")])
 
 
 def x_and_y(size=2, batch=4):
@@ -125,6 +125,7 @@ def test_undone_steps_in_loops(steps, caplog):
     assert "layer 'ode'" in caplog.text
 
 
+@pytest.mark.slow
 def test_undone_steps_of_layers_in_dynamics(caplog):
     inner = ODELayer(Square(), t=(0.0, 0.1), method="euler", num_steps=1, on_failure="status")
     layer = ODELayer(inner, method="euler", num_steps=1, name="outer", on_failure="status")

@@ -23,6 +23,7 @@ def here():
     return sys._getframe(1).f_lineno
 
 
+@pytest.mark.slow
 def test_warnings_point_at_the_caller():
     y0 = tf.ones([2])
     layer = tfsymadj.ODELayer(keras.layers.Dense(2), rtol=1e-12)

@@ -122,6 +122,7 @@ def test_jacobian():
     np.testing.assert_allclose(jacobian(y0, True), jacobian(y0, None), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("construct", ["map_fn", "while_loop", "cond"])
 def test_variables_inside_of_constructs(construct):
     start = tf.constant([[1.0, 0.5], [0.3, 0.2]], tf.float64)
@@ -321,6 +322,7 @@ def test_failures_raise_and_gradients_are_nan():
     assert np.isnan(tape.gradient(solution.y, y0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -369,6 +371,7 @@ def test_what_can_not_be_compiled(mode):
         (tf.function(solved) if mode == "graph" else solved)()
 
 
+@pytest.mark.slow
 def test_two_tapes_around_eager_code_are_refused():
     y0 = tf.constant([1.0, 0.5], tf.float64)
     with tf.GradientTape() as outer:

@@ -79,9 +79,12 @@ def arguments(series, count):
 
 
 def build(series, method, count):
-    """The gradient, by the default adjoint."""
-    gradient = jax.jit(jax.value_and_grad(make_loss(series), has_aux=True))
-    inputs = arguments(series, count)
+    """The gradient, by the default adjoint, or the loss alone if `method` is `forward`."""
+    loss, inputs = make_loss(series), arguments(series, count)
+    if method == "forward":
+        value = jax.jit(loss)
+        return lambda: jax.block_until_ready(value(*inputs))
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     def run():
         (loss, stats), _ = jax.block_until_ready(gradient(*inputs))

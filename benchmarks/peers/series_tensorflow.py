@@ -15,9 +15,11 @@ ACTIVATIONS = {"elu": tf.nn.elu, "tanh": tf.tanh}
 def build(series, method, count):
     """The gradient; `method` is `outputs-mode`: `xla`, `jit` (the solve by itself) or `graph`; with
     `own` in place of outputs each example has steps of its own. `outputs-mode-given`: the outputs
-    are returned and their cotangents given, so that no loss is within what is measured.
+    are returned and their cotangents given, so that no loss is within what is measured;
+    `outputs-mode-forward`: the loss alone, without a gradient.
     """
-    outputs, mode, *given = method.split("-")
+    outputs, mode, *rest = method.split("-")
+    given, forward = "given" in rest, "forward" in rest
     own, outputs = outputs == "own", "auto" if outputs == "own" else outputs
     times = series.times(count)  # no tensor, which would get a gradient too
     kernels, biases = ([tf.Variable(x) for x in arrays] for arrays in series.data()[:2])
@@ -49,9 +51,18 @@ def build(series, method, count):
         gradients = tape.gradient(target, [start, *kernels, *biases], cotangents)
         return target, gradients, solution.stats
 
+    @tf.function(jit_compile=mode == "xla")
+    def value(start):
+        options["gradient"] = tfsymadj.NoGradient()
+        solution = tfsymadj.solve(dynamics, start, times, **options)
+        return loss(solution.y), solution.stats
+
     cotangents = tf.fill([count, *y0.shape], 1e-4) if given else tf.ones([])
 
     def run():
+        if forward:
+            target, stats = value(y0)
+            return target.numpy(), stats
         target, gradients, stats = gradient(y0, cotangents)
         for x in gradients:
             x.numpy()

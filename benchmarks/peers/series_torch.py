@@ -34,15 +34,17 @@ class Dynamics(torch.nn.Module):
 
 
 def build(series, method, count):
-    """The gradient; `method` is the name of the function of torchdiffeq, or `torchode`."""
+    """The gradient; `method` is the name of the function of torchdiffeq, or `torchode`, or
+    `torchode-forward` for the loss alone.
+    """
     kernels, biases, start = series.data()
     dynamics = Dynamics(kernels, biases, series.activation)
     start = torch.from_numpy(start).requires_grad_()
     times = torch.from_numpy(series.times(count))
     if series.spread != 1.0:
         dynamics.rates = torch.from_numpy(series.rates)
-    if method == "torchode":
-        return build_torchode(series, dynamics, start, times)
+    if method.startswith("torchode"):
+        return build_torchode(series, dynamics, start, times, method.endswith("forward"))
     odeint = getattr(torchdiffeq, method)
     if series.num_steps is None:
         options = dict(method="dopri5", rtol=series.rtol, atol=series.atol)
@@ -60,8 +62,8 @@ def build(series, method, count):
     return run
 
 
-def build_torchode(series, dynamics, start, times):
-    """The gradient with steps of each example, by back-propagation."""
+def build_torchode(series, dynamics, start, times, forward):
+    """The gradient with steps of each example, by back-propagation, or the loss alone."""
     term = torchode.ODETerm(dynamics)
     solver = torchode.AutoDiffAdjoint(
         torchode.Dopri5(term=term),
@@ -74,9 +76,11 @@ def build_torchode(series, dynamics, start, times):
 
     def run():
         dynamics.evaluations = 0
-        solution = solver.solve(problem)
-        loss = torch.mean(solution.ys**2)
-        torch.autograd.grad(loss, [start, *dynamics.parameters()])
+        with torch.set_grad_enabled(not forward):
+            solution = solver.solve(problem)
+            loss = torch.mean(solution.ys**2)
+        if not forward:
+            torch.autograd.grad(loss, [start, *dynamics.parameters()])
         steps = int(solution.stats["n_steps"].max())
         return loss.detach(), dict(steps=steps, evaluations=dynamics.evaluations)
 

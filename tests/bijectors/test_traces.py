@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.flows import Field, normal, points
 from helpers.gradients import relative_error
-from helpers.modes import MODES, partly_slow, run
+from helpers.modes import MODES, partly_slow, run, slow
 
 from tfsymadj import Backprop
 from tfsymadj.bijectors import CNF, ExactTrace, HutchinsonTrace, HutchPlusPlusTrace
@@ -54,7 +54,7 @@ TRACE_OBJECTS = [
 
 
 @pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
-@pytest.mark.parametrize("trace", TRACE_OBJECTS, ids=repr)
+@pytest.mark.parametrize("trace", [*TRACE_OBJECTS[:2], *map(slow, TRACE_OBJECTS[2:])], ids=repr)
 def test_gradients_are_those_of_backprop(trace, mode):
     """Of log_prob and the regularizers, for the input, the condition and the variables."""
     field, y = Field(), points(4, 3)
@@ -84,7 +84,7 @@ def test_gradients_are_those_of_backprop(trace, mode):
         assert relative_error(a, b) < 1e-10
 
 
-@pytest.mark.parametrize("trace", TRACE_OBJECTS[1:], ids=repr)
+@pytest.mark.parametrize("trace", [TRACE_OBJECTS[1], *map(slow, TRACE_OBJECTS[2:])], ids=repr)
 def test_noise_is_a_function_of_the_seed(trace):
     field, x = Field(), points(4, 3)
 

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.modes import slow
 
 import tfsymadj
 from tfsymadj.dynamics.identity import Contents, written
@@ -481,9 +482,9 @@ def test_counters_and_logs_are_no_reason_to_trace_again():
     "options",
     [
         [dict(rtol=r) for r in (1e-2, 1e-4, 1e-6)],
-        [dict(atol=a) for a in (1e-2, 1e-4, 1e-6)],
-        [dict(first_step=h) for h in (0.01, 0.1, 0.2)],
-        [dict(min_step=h) for h in (1e-6, 1e-5, 1e-4)],
+        slow([dict(atol=a) for a in (1e-2, 1e-4, 1e-6)]),
+        slow([dict(first_step=h) for h in (0.01, 0.1, 0.2)]),
+        slow([dict(min_step=h) for h in (1e-6, 1e-5, 1e-4)]),
         [dict(method="rk4", step_size=h) for h in (0.5, 0.25, 0.125)],
     ],
     ids=["rtol", "atol", "first_step", "min_step", "step_size"],
@@ -510,6 +511,7 @@ def test_numbers_of_the_steps_are_inputs(options):
     assert len(set(steps)) > 1 or "min_step" in options[0]
 
 
+@pytest.mark.slow
 def test_models_are_freed_after_fit():
     alive, before = [], len(graphs_of_solves())
     for jit in (False, True):

@@ -584,6 +584,7 @@ def check_at_random(make, gradient, mode):
 RANDOM = dict(deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 
 
+@pytest.mark.slow
 @given(dynamics())
 @settings(max_examples=6, derandomize=True, **RANDOM)
 def test_random_dynamics(make):

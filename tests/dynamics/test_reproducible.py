@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT32, relative_error
+from helpers.modes import partly_slow
 from helpers.problems import loss
 
 import tfsymadj
@@ -198,7 +199,7 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize("name", ALLOWED)
+@pytest.mark.parametrize("name", partly_slow(ALLOWED, "asserts", "gathers", "traced", "noise"))
 def test_allowed(name):
     dynamics = ALLOWED[name]()
 

@@ -25,7 +25,7 @@ CASES = {
 }
 
 
-FAST = {("few", "eager"), ("few", "graph"), ("many", "graph"), ("many", "xla")}
+FAST = {("few", "eager"), ("few", "xla"), ("many", "graph")}
 
 
 @pytest.fixture
@@ -85,6 +85,7 @@ def test_small_states_are_computed_again():
     assert stats.num_backward_evaluations == 6 * stats.num_accepted + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graph", slow("xla")])
 def test_budgets(mode):
     """Activations in segments, and computed again from states by binomial checkpointing."""

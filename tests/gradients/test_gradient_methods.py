@@ -94,6 +94,7 @@ def test_a_failed_solve_has_no_gradient(name, mode):
     assert np.all(np.isnan(gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     partly_slow(GRADIENTS, "backprop", "baseline", "aca", "continuous_adjoint", "reversible"),

@@ -83,8 +83,8 @@ def test_equals_backprop_eager_and_xla(options, checkpoints, mode):
     "checkpoints, num_steps",
     [
         ("sqrt", 1),
-        ("sqrt", 2),
-        ("sqrt", 100),
+        slow("sqrt", 2),
+        slow("sqrt", 100),
         ("sqrt", 103),
         ("steps", 9),
         ("stages", 9),
@@ -113,6 +113,7 @@ def test_step_size_of_traced_times(mode):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 @pytest.mark.parametrize("options", [RK4, PI], ids=["rk4", "pi"])
 def test_float32(mode, options):
@@ -126,6 +127,7 @@ def test_float32_with_everything():
     compare(problem, SymplecticAdjoint("sqrt"), "graph", 5 * FLOAT32, num_steps=3)
 
 
+@pytest.mark.slow
 def test_modes_agree():
     options = dict(method="bosh3", rtol=1e-4, max_steps=100)
     eager, graph, xla = (gradients(mlp(), "symplectic_adjoint", mode, **options) for mode in MODES)

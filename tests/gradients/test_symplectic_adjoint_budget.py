@@ -65,7 +65,7 @@ def test_evaluations_of_adaptive_steps(checkpoints):
 
 
 @pytest.mark.parametrize("mode", ["graph", slow("xla")])
-@pytest.mark.parametrize("checkpoints", ["auto", "sqrt", "stages", 60, 20])
+@pytest.mark.parametrize("checkpoints", ["auto", slow("sqrt"), slow("stages"), slow(60), 20])
 def test_attempts_that_are_not_finite_leave_nothing_behind(mode, checkpoints):
     """What a rejected step computed is not kept, or NaN would stay where stages are overwritten."""
 

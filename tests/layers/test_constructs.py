@@ -149,6 +149,7 @@ def test_vectorized_map(mode):
     check(in_vectorized_map, normal(2, 3), mode)
 
 
+@pytest.mark.slow
 def test_vectorized_map_under_xla():
     """The solution only: TensorFlow can't compile the gradient of any loop in there."""
     _, function = in_vectorized_map("symplectic_adjoint")

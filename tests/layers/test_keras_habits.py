@@ -179,6 +179,7 @@ def test_time_distributed(steps):
     np.testing.assert_allclose(model(x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @XLA_SLOW
 def test_time_distributed_is_trained(jit):
     layer = ODELayer(keras.layers.Dense(3, "tanh"), **FEW)

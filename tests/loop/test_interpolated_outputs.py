@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.gradients import FLOAT64, gradients, relative_error
-from helpers.modes import MODES, run, slow
+from helpers.modes import MODES, partly_slow, run, slow
 from helpers.problems import everything, loss, mlp, pendulum, pendulum_exactly
 from helpers.tableaus import EXTENDED
 
@@ -25,7 +25,7 @@ def pendulum_at(times, outputs="auto", **options):
 # The choice
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("method", partly_slow(ADAPTIVE, "fehlberg2", "adaptive_heun", "dopri8"))
 def test_auto_interpolates_where_the_order_is_kept(method):
     times = np.linspace(0.0, 1.0, 30)
     options = dict(method=method, rtol=1e-2, atol=1e-2)
@@ -160,6 +160,7 @@ def test_gradients_are_those_of_backprop(gradient, mode):
     assert relative_error(actual, expected) < FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gradient",
     [
@@ -209,6 +210,7 @@ def check_extended(problem, gradient, mode, further, **options):
     assert relative_error(actual, expected) < FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_gradients_in_each_mode(mode):
     problem = mlp(t=tuple(np.linspace(1.0, -0.5, 9)))
@@ -221,9 +223,8 @@ def test_gradients_in_each_mode(mode):
 @pytest.mark.parametrize(
     "method",
     [
-        "tsit5",
         "bosh3",
-        *map(slow, ["dop853", "bosh3", "adaptive_heun", "fehlberg2", "fehlberg45", "dopri8"]),
+        *map(slow, ["tsit5", "dop853", "adaptive_heun", "fehlberg2", "fehlberg45", "dopri8"]),
     ],
 )
 def test_gradients_of_each_method(method):
@@ -425,6 +426,7 @@ def test_largest_step_between_outputs_as_far_apart(sign, start, outputs):
     np.testing.assert_array_equal(solution.t[:11], times)
 
 
+@pytest.mark.slow
 def test_gradient_with_a_largest_step():
     problem, options = mlp(), dict(rtol=1e-2, max_step=0.1, max_steps=64)
     actual = gradients(problem, SymplecticAdjoint(), "graph", **options)

@@ -77,6 +77,7 @@ def test_gradients_are_those_of_back_propagation(gradient, options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["symplectic_adjoint", slow("backprop")])
 @pytest.mark.parametrize("options", WAYS)
 def test_a_jump_at_the_start_has_no_derivative(gradient, options):

@@ -179,6 +179,7 @@ def test_van_der_pol():
     assert int(solution.stats.num_steps) < 800
 
 
+@pytest.mark.slow
 def test_examples_have_their_own_equations():
     """The same numbers, but for rounding, whatever else is in the batch."""
     y0 = np.array([[0.95, 3.6e-5, 0.05], [0.5, 5e-6, 0.4], [0.9, 3e-5, 0.1]])
@@ -189,6 +190,7 @@ def test_examples_have_their_own_equations():
         np.testing.assert_allclose(y[:, i], one, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["implicit_midpoint", slow("trbdf2"), slow("radau5"), slow("gauss4")]
 )
@@ -256,6 +258,7 @@ def test_other_gradients_are_equal(method, gradient):
     compare(mlp(), gradient, "xla", method=method, num_steps=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["implicit_midpoint", slow("trbdf2"), slow("gauss4")])
 def test_equals_backprop_under_xla(method):
     compare(mlp(), SymplecticAdjoint("sqrt"), "xla", method=method, num_steps=2)

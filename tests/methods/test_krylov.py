@@ -64,6 +64,7 @@ def compare(problem, gradient, mode, **options):
     assert relative_error(actual, reference) < EXACT
 
 
+@pytest.mark.slow
 def test_equals_a_matrix():
     problem = reaction_diffusion(3)
     compare(problem, SymplecticAdjoint("stages"), "graph", method="trbdf2", num_steps=1)
