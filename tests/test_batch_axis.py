@@ -158,6 +158,7 @@ def test_modes_agree(mode):
     assert relative_error(found, expected) < FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", ["step", slow("interpolate")])
 @pytest.mark.parametrize("num_times", [slow(2), 4])
 def test_sizes_may_be_unknown_when_the_solve_is_traced(num_times, outputs):

@@ -108,6 +108,7 @@ def test_nobody_waits(monkeypatch):
     assert len(rounds) <= -(-sum(steps) // 4) + max(steps) < 0.6 * sum(steps[::4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graph", slow("xla")])
 def test_example_that_fails(mode):
     def dynamics(t, y, rates):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.modes import partly_slow
 from helpers.problems import loss
 
 import tfsymadj
@@ -81,7 +82,7 @@ KERAS = {
 }
 
 
-@pytest.mark.parametrize("name", KERAS)
+@pytest.mark.parametrize("name", partly_slow(KERAS, "dense", "functional_time", "args_layer"))
 def test_keras_dynamics(name):
     """All weights have the gradients of back-propagation, and the first call builds them."""
     make, args = KERAS[name]

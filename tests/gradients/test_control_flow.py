@@ -194,6 +194,7 @@ def test_inside_a_keras_rnn(jit):
         assert relative_error(a, b) < FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [slow("eager"), "graph"])
 def test_vectorized_map(mode):
     problem = mlp(batch=3, hidden=4)

@@ -123,6 +123,7 @@ def test_layers_restore_gradient_objects():
         assert again.options.gradient == gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize("gradient", [SymplecticAdjoint(), *EXACT], ids=repr)
 def test_parts_of_several_dtypes(gradient, mode):

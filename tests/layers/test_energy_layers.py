@@ -84,6 +84,7 @@ def test_hamiltonian_is_kept_whatever_the_weights(seed):
     assert np.any(np.abs(y[-1] - y[0]) > 1e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None)
 @given(st.integers(0, 2**20), st.sampled_from([0, 1, 2]))
 def test_energy_of_a_field(seed, derivative):

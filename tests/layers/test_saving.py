@@ -165,6 +165,7 @@ def run_tflite(content, x):
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 @CONVERTED
 @pytest.mark.skipif(

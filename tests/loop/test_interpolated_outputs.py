@@ -398,6 +398,7 @@ def test_every_step_is_for_solve():
 # A bound of the steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_largest_step(sign, mode):

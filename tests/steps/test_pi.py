@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.modes import partly_slow
 from helpers.problems import PENDULUM0, pendulum, pendulum_exactly
 
 import tfsymadj
@@ -11,7 +12,7 @@ from tfsymadj import METHODS, ConstantSteps, PIController
 ADAPTIVE = [name for name, x in METHODS.items() if x.adaptive and x.explicit]
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("method", partly_slow(ADAPTIVE, "fehlberg2", "fehlberg45", "dopri8"))
 @pytest.mark.parametrize("first_step", [None, 0.1])
 def test_counts_of_adaptive_steps(method, first_step):
     stats = tfsymadj.solve(
