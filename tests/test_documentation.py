@@ -13,6 +13,7 @@ DOCS = README.parent / "docs"
 #: Pages that take more than a few seconds.
 LONG = {
     *("api/flows.md", "api/solving.md", "coming_from.md", "controls.md", "events.md", "flows.md"),
+    *("CONTRIBUTING.md", "outputs.md"),
     *("gradients.md", "implicit.md", "index.md", "keras.md", "methods.md", "recipes.md"),
     *("sensitivities.md", "speed.md"),
 }
@@ -20,7 +21,7 @@ PAGES = {
     "CONTRIBUTING.md": README.parent / "CONTRIBUTING.md",
     **{path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))},
 }
-#: Modules whose examples do, or whose ways are those of another one that does not.
+#: Modules whose examples take as long, or whose ways are those of another one's.
 LONG_MODULES = {
     *("bijectors.discrete", "bijectors.ode_solve_fn", "bijectors.traces", "callbacks"),
     *("gradients.backprop", "gradients.no_gradient", "gradients.reversible"),

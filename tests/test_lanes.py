@@ -73,6 +73,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
 @pytest.mark.parametrize("mode", ["graph", slow("eager"), slow("xla")])
 def test_what_every_example_has_a_lane_for(case, mode):
@@ -108,7 +109,6 @@ def test_nobody_waits(monkeypatch):
     assert len(rounds) <= -(-sum(steps) // 4) + max(steps) < 0.6 * sum(steps[::4])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graph", slow("xla")])
 def test_example_that_fails(mode):
     def dynamics(t, y, rates):

@@ -113,6 +113,7 @@ def test_other_failures_are_undone_too(caplog):
     assert "no `ODELayer` failed" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, None])
 def test_undone_steps_in_loops(steps, caplog):
     layer = ODELayer(Square(), t=(0.0, 0.1), name="ode", on_failure="status", **FIXED_STEPS)

@@ -13,7 +13,7 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 FIXED = dict(method="heun", num_steps=3)
 
 
-@pytest.mark.parametrize("mode", partly_slow(MODES, "eager"))
+@pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 def test_ode_solve_fn_in_ffjord(mode):
     """Against `CNF` over the same steps; FFJORD's own inverse is right where time starts at 0."""
     field, x = Field(), points(4, 3)

@@ -457,7 +457,9 @@ ASSIGNED = {
 
 
 @pytest.mark.parametrize("gradient", [METHODS[0], *map(slow, METHODS[3:5])], ids=str)
-@pytest.mark.parametrize("name", partly_slow(ASSIGNED, "gathered", "recomputed"))
+@pytest.mark.parametrize(
+    "name", partly_slow(ASSIGNED, "gathered", "in a function", "recomputed", "by hand")
+)
 def test_assigned_between_forward_and_backward(name, gradient):
     w = tf.Variable([2.0, 3.0], dtype=F64)
     y = tf.constant([1.0, 1.0], F64)

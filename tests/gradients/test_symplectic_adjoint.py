@@ -61,7 +61,7 @@ def test_equals_backprop_with_everything_eager_and_xla(mode):
 @pytest.mark.parametrize(
     "options, checkpoints, mode",
     [
-        pytest.param(PI, "sqrt", "eager", id="pi-sqrt-eager"),
+        slow(PI, "sqrt", "eager", id="pi-sqrt-eager"),
         pytest.param(RK4, "sqrt", "xla", id="rk4-sqrt-xla"),
         slow(RK4, "sqrt", "eager", id="rk4-sqrt-eager"),
         slow(PI, "sqrt", "xla", id="pi-sqrt-xla"),

@@ -234,6 +234,7 @@ def test_dataset_map():
     np.testing.assert_allclose(np.concatenate(list(batches.as_numpy_iterator())), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [slow("eager"), "graph"])
 def test_persistent_tape_and_two_solves(mode):
     layer, other, x = ode(), ode(seed=1), normal(2, 3)

@@ -221,15 +221,9 @@ print("agrees")
 """
 
 
-@pytest.mark.parametrize(
-    "kind, options",
-    [
-        ("export", FIXED),
-        slow("save", FIXED),
-        slow("export", {"rtol": 1e-4, "max_steps": 64}),
-        slow("save", {"rtol": 1e-4, "max_steps": 64}),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["export", "save"])
+@pytest.mark.parametrize("options", [FIXED, {"rtol": 1e-4, "max_steps": 64}])
 def test_saved_model_has_gradients_in_a_fresh_process(kind, options, data, tmp_path):
     model = model_of(ODELayer(network(), **options))
     x = data[0][:8]

@@ -220,6 +220,7 @@ def test_gradients_in_each_mode(mode):
     assert relative_error(actual, expected) < FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
