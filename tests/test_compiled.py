@@ -477,3 +477,20 @@ def test_inside_a_function_nothing_is_cached(empty_cache):
 
     compute(tf.ones([2]))
     assert cached() == 0
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_steps_of_each_example(jit_compile):
+    y0, rates = tf.constant([[1.0], [0.5], [2.0]]), tf.constant([1.0, 3.0, 0.5])
+
+    def compute(jit_compile):
+        with tf.GradientTape() as tape:
+            tape.watch([y0, rates])
+            y = tfsymadj.odeint(
+                lambda t, y, r: -r[:, tf.newaxis] * y, y0, [0.0, 0.5, 1.0], args=(rates,),
+                batch_axis=0, jit_compile=jit_compile,
+            )  # fmt: skip
+        return [y, *tape.gradient(y, [y0, rates])]
+
+    for found, expected in zip(compute(jit_compile), compute(None)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -61,29 +61,34 @@ class Grid(NamedTuple):
         return entry(self.time_fraction, n), entry(self.step_fraction, n)
 
 
-class LaneGrid:
+class LaneGrid(NamedTuple):
     """The accepted steps of lanes; where a lane has no step n its step is zero.
 
-    Args:
-        rows: `[rows * lanes, fields]`, in the order of the fields of `Grid`, the last four of which
+    The number of a step may be one for each lane.
+
+    Attributes:
+        rows: `[rows, lanes, fields]`, in the order of the fields of `Grid`, the last four of which
             may be left out.
         accepted: the number of steps of each lane, int32 vector.
         rest: `Rest`.
-
-    The number of a step may be one for each lane.
     """
 
-    def __init__(self, rows, accepted, rest):
-        self._rows = tf.reshape(rows, [-1, tf.size(accepted), rows.shape[-1]])
-        self._rows.set_shape([None, accepted.shape[0], rows.shape[-1]])
-        self._accepted, self._rest = accepted, rest
+    rows: tf.Tensor
+    accepted: tf.Tensor
+    rest: Rest
+
+    @classmethod
+    def of(cls, rows, accepted, rest):
+        """That of rows of all lanes, `[rows * lanes, fields]`."""
+        rows = tf.reshape(rows, [-1, tf.size(accepted), rows.shape[-1]])
+        return cls(tf.ensure_shape(rows, [None, accepted.shape[0], rows.shape[-1]]), accepted, rest)
 
     def _field(self, n, i, otherwise=None):
-        active, found = n < self._accepted, entry(self._rows, n)[:, i]
+        active, found = n < self.accepted, entry(self.rows, n)[:, i]
         return tf.where(active, found, tf.zeros_like(found) if otherwise is None else otherwise)
 
     def start(self, n):
-        return self._field(n, 0, self._rest.t)
+        return self._field(n, 0, self.rest.t)
 
     def size(self, n):
         return self._field(n, 1)
@@ -168,6 +173,6 @@ class Writer:
     def read(self, rows, accepted, rest):
         """The `Grid` of the rows, or `LaneGrid`."""
         if self._lanes:
-            return LaneGrid(rows, accepted, rest)
+            return LaneGrid.of(rows, accepted, rest)
         like = tf.zeros([_NUM_FIELDS], tf.float64)
         return Grid(*tf.unstack(buffers.stack_rows(rows, like), axis=1))
