@@ -221,13 +221,7 @@ def test_gradients_in_each_mode(mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    [
-        "bosh3",
-        *map(slow, ["tsit5", "dop853", "adaptive_heun", "fehlberg2", "fehlberg45", "dopri8"]),
-    ],
-)
+@pytest.mark.parametrize("method", [name for name in ADAPTIVE if name != "dopri5"])
 def test_gradients_of_each_method(method):
     options = dict(method=method, rtol=1e-3, atol=1e-3, max_steps=64, outputs="interpolate")
     problem = mlp(t=(0.0, 0.11, 0.37, 0.38, 1.0))
