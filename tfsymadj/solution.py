@@ -28,6 +28,7 @@ class Status(enum.IntEnum):
     NEWTON_FAILED = 7
     EXAMPLES_MIXED = 8
     INCONSISTENT_STATE = 9
+    EVENT_UNCERTAIN = 10
 
 
 #: What happened, and what to change: completed by the time at which it happened.
@@ -76,6 +77,11 @@ MESSAGES = {
         "With a singular `mass`, `y0` must solve the equations without a derivative, at `t[0]`: "
         "solve them for the components that they determine, by `tfsymadj.steady_state` say. If "
         "they determine none uniquely, the index is greater than one: differentiate them."
+    ),
+    Status.EVENT_UNCERTAIN: (
+        "The function of an `Event` changes its sign on the continuous extension of a step, not "
+        "by real steps to this time: the steps are too long for it. Increase `num_steps`, tighten "
+        "`rtol` and `atol`, or set `max_step`."
     ),
 }
 

@@ -65,9 +65,11 @@ def work(gradient, mode, **options):
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("states", [8, slow(9), 20, 47, 48, slow(100)])
 def test_plans_of_so_many_states(states, mode):
-    """All of 12 steps of 4 stages from 48 states on; else as many of the last steps as fit."""
+    """All of 12 steps of 4 stages from 48 states on, or activations; else as many of the last steps
+    as fit.
+    """
     found = work(SymplecticAdjoint(memory=states * STATE + STATE // 2), mode, **FIXED)
-    assert found == 48 or states < 48
+    assert found <= 48 or states < 48
     at_most = work(SymplecticAdjoint(states), "graph", **FIXED)
     assert found < at_most or found == at_most == 48
 

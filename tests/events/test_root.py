@@ -133,6 +133,78 @@ def test_double_crossing_inside_of_a_large_step():
     np.testing.assert_allclose(found.t, 0.51, rtol=1e-12)
 
 
+def relaxing(t, y):
+    """Very fast to cos t."""
+    return -1e8 * (y - tf.cos(t)[..., tf.newaxis]) - tf.sin(t)[..., tf.newaxis]
+
+
+LONG = dict(rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["radau5", slow("trbdf2"), slow("kvaerno5")])
+def test_a_root_of_the_extension_alone_is_none(method):
+    """Inside of long steps of a stiff problem it is far from the solution, at most 1 here."""
+    far = Event(lambda t, y: y[0] - 1.02)
+    solution = tfsymadj.solve(relaxing, start(1.0), [0.0, 10.0], method=method, event=far, **LONG)
+    assert solution.event.index == -1 and solution.status == Status.SUCCESS
+    np.testing.assert_allclose(solution.y[-1], np.cos([10.0]), atol=1e-3)
+    met = Event(lambda t, y: y[0] - 0.5)
+    event = tfsymadj.solve(
+        relaxing, start(1.0), [0.0, 10.0], method=method, event=met, **LONG
+    ).event
+    np.testing.assert_allclose(event.y, [0.5], rtol=1e-14)
+    np.testing.assert_allclose(event.t, np.pi / 3.0, rtol=1e-7)
+
+
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
+def test_a_root_of_the_extension_alone_is_none_of_an_example(mode):
+    levels = tf.constant([1.02, 0.5, -0.2], tf.float64)
+    event = Event(lambda t, y, level: y[:, 0] - level, args=levels)
+
+    def compute():
+        return tfsymadj.solve(
+            relaxing,
+            tf.ones([3, 1], tf.float64),
+            [0.0, 10.0],
+            method="radau5",
+            event=event,
+            batch_axis=0,
+            **LONG,
+        )
+
+    solution = run(compute, mode)
+    np.testing.assert_array_equal(solution.event.index, [-1, 0, 0])
+    np.testing.assert_array_equal(solution.status, [0, 0, 0])
+    np.testing.assert_allclose(solution.event.y[1:], [[0.5], [-0.2]], rtol=1e-13)
+    np.testing.assert_allclose(solution.event.t[1], np.pi / 3.0, rtol=1e-7)
+    np.testing.assert_allclose(np.cos(solution.event.t[2]), -0.2, rtol=1e-6)
+
+
+def test_given_steps_that_are_too_long_for_an_event():
+    """They can't be tried again: it is said."""
+    far = Event(lambda t, y: y[0] - 1.02)
+    options = dict(method="radau5", num_steps=2, event=far)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="num_steps.*EVENT_UNCERTAIN"):
+        tfsymadj.solve(relaxing, start(1.0), [0.0, 10.0], **options)
+    found = tfsymadj.solve(relaxing, start(1.0), [0.0, 10.0], on_failure="status", **options)
+    assert found.status == Status.EVENT_UNCERTAIN and found.event.index == -1
+    assert np.all(np.isnan(found.event.y)) and np.isnan(found.event.t)
+    assert np.all(np.isnan(found.y[1:]))
+
+
+@pytest.mark.slow
+def test_both_crossings_inside_of_a_step():
+    """It is tried again, so that it ends between them."""
+    inside = Event(lambda t, y: (y[0] - 0.4) * (y[0] - 0.75), terminal=False)
+    line = lambda t, y: tf.ones_like(y)  # noqa: E731
+    for direction, expected in ((0, 0.4), (-1, 0.4), (1, 0.75)):
+        event = Event(inside.function, direction=direction)
+        options = dict(event=event, first_step=1.0, **TIGHT)
+        found = tfsymadj.solve(line, start(0.0), [0.0, 1.0], **options)
+        np.testing.assert_allclose(found.event.t, expected, rtol=1e-12)
+        assert found.stats.num_rejected == 1
+
+
 @pytest.mark.slow
 def test_a_root_without_a_change_of_sign_is_none():
     touching = Event(lambda t, y: (y[0] - 0.4137) ** 2)

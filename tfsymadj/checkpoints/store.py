@@ -249,7 +249,7 @@ class Activations:
         return new
 
     def of_step(self, rows, n, like):
-        """Callable from i to the activations of stage i of step n."""
+        """Callable from i to the activations of stage i of step n, of lists or dense tensors."""
         firsts = [self._first_row(n, group) for group in self._groups]
 
         def value(i):
@@ -257,7 +257,10 @@ class Activations:
             for r, first, group in zip(rows, firsts, self._groups):
                 for j, k in enumerate(group):
                     row = first + (i * len(group) + j)
-                    found[k] = buffers.get_row(r, row, self._like[k])
+                    if r.dtype == tf.variant:
+                        found[k] = buffers.get_row(r, row, self._like[k])
+                    else:
+                        found[k] = tf.ensure_shape(entry(r, row), self._like[k].shape)
             return found
 
         return value

@@ -9,29 +9,32 @@ import tensorflow as tf
 from tfsymadj import _platform
 from tfsymadj.arithmetic import EPSILON, accumulator, entry, quotient
 from tfsymadj.dynamics.closing import Sources, apart
-from tfsymadj.loop.failures import is_success, nan_where
+from tfsymadj.events.search import Guess, Search
+from tfsymadj.loop.failures import first_failure, is_success, nan_where
 from tfsymadj.methods.extension import Extension
-from tfsymadj.solution import Occurrence
+from tfsymadj.solution import Occurrence, Status
 from tfsymadj.steps import ConstantSteps
 
 #: Steps of the search on the continuous extension, of which one in three halves the bracket.
 _MOST_STEPS = 160
 
-#: Secant steps on real steps: each one gains more digits than the one before.
-_CORRECTIONS = 4
+#: Newton steps on real steps, with a slope of a few digits: each one gains as many.
+_CORRECTIONS = 3
 
 
 def with_event(problem, outcome, gradient):
     """The outcome with the outputs up to the event, and the `Occurrence`.
 
-    The root is looked for on the continuous extension of the step. From there on a real step of the
-    method leads to the event, so that its state is of the method's order; its time is corrected by
+    The root is looked for on the continuous extension of the step, and from there on by real steps
+    of the method, so that the event's state is of the method's order: inside of a long step of a
+    stiff problem the extension says little. The time of the root is corrected by
 
         t <- t - g(t, y(t)) / D,
 
-    with D the slope of g, from the extension and then from two such times. These corrections are
-    differentiated with D held constant: their limit is the root whatever D is, and what is wrong
-    with its derivatives, the first and the second alike, is multiplied by 1 - (dg/dt) / D.
+    with D the slope of g between two such steps. These corrections are differentiated with D held
+    constant: their limit is the root whatever D is, and what is wrong with its derivatives, the
+    first and the second alike, is multiplied by 1 - (dg/dt) / D. An event that no real step leads
+    to is none: the status is `Status.EVENT_UNCERTAIN`.
 
     Args:
         problem: `Problem` with a watch.
@@ -40,8 +43,13 @@ def with_event(problem, outcome, gradient):
     """
     mark, watch = outcome.mark, problem.watch
     last = _Last(problem, mark, gradient)
-    t, index, slope = _on_extension(last, problem, mark)
-    t, ys, smooth = _corrected(last, watch, t, index, slope)
+    guess = _on_extension(last, problem, mark)
+    index = guess.index
+    root = Search(problem, mark, last.dynamics.apart, guess).run()
+    fine = tf.logical_or(root.certain, tf.logical_not(mark.found))
+    status = first_failure(outcome.status, fine, Status.EVENT_UNCERTAIN)
+    outcome = outcome._replace(status=status)
+    t, ys, smooth = _corrected(last, watch, root.t, index, root.slope)
     part = None if problem.between is None else last.outputs(t)
     # Where there is no event a cotangent of zero has to stay one.
     rough = tf.logical_and(mark.found, tf.logical_not(smooth))
@@ -52,7 +60,7 @@ def with_event(problem, outcome, gradient):
         t=t + nan_where(lost, t.dtype, t.shape.rank),
         y=[y + nan_where(lost, y.dtype, y.shape.rank) for y in ys],
     )
-    return _completed(problem, _counted(problem, outcome), t, ys, part), occurrence
+    return _completed(problem, _counted(problem, outcome, root.num_steps), t, ys, part), occurrence
 
 
 class _Last:
@@ -121,19 +129,11 @@ def _corrected(last, watch, t, index, slope):
     smooth = tf.logical_and(tf.math.is_finite(slope), tf.not_equal(slope, 0.0))
     smooth = tf.logical_and(smooth, last.mark.found)
     slope = tf.where(smooth, slope, tf.ones_like(slope))
-    size = tf.abs(last.mark.h)
-    earlier = None
+    most = tf.abs(slope * last.mark.h)
     for _ in range(_CORRECTIONS):
         value = entry(watch.values(t, last.step_to(t)), index)
-        here = tf.stop_gradient(t), tf.stop_gradient(value)
-        if earlier is not None:
-            moved, changed = here[0] - earlier[0], here[1] - earlier[1]
-            # Where the times are too near to each other the slope from before is the better one.
-            better = tf.logical_and(tf.abs(moved) > 1e-9 * size, tf.not_equal(changed, 0.0))
-            slope = tf.where(better, changed / tf.where(better, moved, tf.ones_like(moved)), slope)
-        smooth = tf.logical_and(smooth, tf.abs(here[1]) <= tf.abs(slope) * size)
+        smooth = tf.logical_and(smooth, tf.abs(tf.stop_gradient(value)) <= most)
         t -= tf.where(smooth, value / slope, tf.zeros_like(value))
-        earlier = here
     return t, last.step_to(t), smooth
 
 
@@ -147,7 +147,7 @@ class _Bracket(NamedTuple):
 
 
 def _on_extension(last, problem, mark):
-    """The earliest root in the bracket, which function's it is, and its slope there; constants."""
+    """The earliest root in the bracket; constants."""
     watch, method = problem.watch, problem.method
     t, h, ys = mark.t, mark.h, [tf.stop_gradient(y) for y in mark.ys]
     t = tf.stop_gradient(t)
@@ -163,7 +163,8 @@ def _on_extension(last, problem, mark):
 
     ends, crossed = tf.unstack(mark.bracket, axis=-1), tf.transpose(mark.crossed)
     a, b = (tf.stack([x] * count) for x in ends)
-    bracket = _Bracket(a, b, values(a), values(b))
+    starts = values(a)
+    bracket = _Bracket(a, b, starts, values(b))
     proper = tf.logical_and(crossed, tf.not_equal(bracket.at_a, 0.0))
     # The secant steps do the rest.
     tiny = 1e-10 * tf.abs(h)
@@ -200,8 +201,18 @@ def _on_extension(last, problem, mark):
     )
     ahead = tf.where(crossed, bracket.b, ends[1] + h) * tf.sign(h)
     index = tf.argmin(ahead, 0, output_type=tf.int32)
-    root = tf.stop_gradient(entry(bracket.b, index))
-    return root, index, tf.stop_gradient(_slope(values, count, root, h, index))
+    root = entry(bracket.b, index)
+    before, after = entry(tf.sign(starts), index), entry(tf.sign(bracket.at_b), index)
+    guess = Guess(
+        theta=quotient(root - t, h),
+        index=index,
+        # Where a bracket begins at the root of the start.
+        before=tf.where(tf.equal(before, 0.0), -after, before),
+        bracket=tuple(quotient(x - t, h) for x in ends),
+        slope=_slope(values, count, root, h, index) * h,
+        end=entry(watch.values(t + h, step.ys), index),
+    )
+    return tf.nest.map_structure(tf.stop_gradient, guess)
 
 
 def _slope(values, count, root, h, index):
@@ -224,10 +235,10 @@ def _without_derivative(condition, xs):
     return _platform.with_gradient([tf.identity(x) for x in xs], xs, backward)
 
 
-def _counted(problem, outcome):
+def _counted(problem, outcome, num_steps):
     """The outcome with the evaluations that it takes to find the event."""
     method, stats = problem.method, outcome.stats
-    steps = _CORRECTIONS + 2 + (problem.between is not None)
+    steps = num_steps + _CORRECTIONS + 2 + (problem.between is not None)
     backward = (_CORRECTIONS + 1) * (method.stages + method.without_error().adjoint_evaluations)
     return outcome._replace(
         stats=stats._replace(

@@ -119,8 +119,7 @@ class Sweep:
         """The values of the last steps, and where they are."""
         ring, rows = self._recording.ring, self._kept.steps
         if self._halves is not None:
-            values = Activations(self._halves, ring, self._method.stages)
-            return values, values.opened(rows)
+            return Activations(self._halves, ring, self._method.stages), rows
         return LaneRing(ring, self._or_at_rest) if self._problem.lanes else Ring(ring), rows
 
     def _times(self, totals):
@@ -149,6 +148,8 @@ class Sweep:
             values, rows = None, []
         elif recording.keeps_steps and not self._problem.lanes:
             values, rows = self._kept_values()
+            if self._halves is not None:
+                rows = values.reserve() if kept is None else values.opened(rows)
         else:
             values = Lists(stride, recording.num_values(self._method.stages))
             rows = values.reserve(after(state.totals.ys, [tf.zeros_like(x) for x in like]))

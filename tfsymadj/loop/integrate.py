@@ -96,7 +96,7 @@ class Loop:
         self._outputs = problem.outputs(with_rates or problem.clock is not None)
         self._lookout = None
         if problem.watch is not None:
-            self._lookout = Lookout(problem.watch, problem.stops, problem.method)
+            self._lookout = Lookout(problem.watch, problem.stops, problem.method, self._adaptive)
         self._recording = recording
         self._live = [] if recording is None else problem.dynamics.live
         self._halves = None if recording is None else recording.halves
@@ -308,6 +308,9 @@ class Loop:
         proposal = problem.controller.propose(c.control, c.t, *self._interval(c))
         if problem.max_step is not None:
             proposal = proposal.at_most(c.t, problem.max_step)
+        if self._adaptive:
+            for seen in c.seen:
+                proposal = proposal.at_most(c.t, seen.most)
         if self._lanes:
             step = tf.where(running, proposal.step, tf.zeros_like(proposal.step))
             proposal = proposal._replace(step=step)
@@ -385,10 +388,14 @@ class Loop:
         if self._lookout is None:
             return verdict, []
         (seen,), accepted = c.seen, verdict.accepted
-        seen = self._lookout.look(seen, accepted, c.accepted, c.interval, c.t, c.ys, trial)
-        verdict = verdict._replace(
-            accepted=tf.logical_and(accepted, tf.logical_not(seen.mark.stopped)),
-            status=first_failure(verdict.status, seen.valid, Status.NON_FINITE_EVENT),
+        seen, taken = self._lookout.look(seen, accepted, c.accepted, c.interval, c.t, c.ys, trial)
+        # The controller learns nothing from a step that is tried again for an event's sake.
+        again = tf.logical_and(accepted, tf.logical_not(tf.logical_or(taken, seen.mark.stopped)))
+        control = tf.nest.map_structure(
+            lambda old, new: select(again, [old], [new])[0], c.control, verdict.control
+        )
+        verdict = _Verdict(
+            taken, control, first_failure(verdict.status, seen.valid, Status.NON_FINITE_EVENT)
         )
         return verdict, [seen]
 

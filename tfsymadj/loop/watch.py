@@ -60,11 +60,13 @@ class Seen(NamedTuple):
         signs: float64 vector, the functions' signs at the last time; 0 where one has not left its
             root yet. With lanes there is a second axis of them.
         valid: whether no function was NaN.
+        most: the next step is no longer than this.
         mark: `Mark`.
     """
 
     signs: tf.Tensor
     valid: tf.Tensor
+    most: tf.Tensor
     mark: Mark
 
 
@@ -96,10 +98,11 @@ class Lookout:
         watch: `Watch`.
         stops: float64 vector.
         method: `Method` with a continuous extension.
+        adaptive: whether a step may be tried again with another size.
     """
 
-    def __init__(self, watch, stops, method):
-        self._watch = watch
+    def __init__(self, watch, stops, method, adaptive):
+        self._watch, self._adaptive = watch, adaptive
         self._start, self._span = stops[0], stops[-1] - stops[0]
         self._direction = tf.sign(self._span)
         self._dense, self._lanes = method.dense, self._start.shape.rank
@@ -127,7 +130,7 @@ class Lookout:
             fraction=tf.zeros_like(self._start),
             ys=list(ys),
         )
-        return Seen(tf.sign(values), self._valid(values), mark)
+        return Seen(tf.sign(values), self._valid(values), tf.abs(self._span), mark)
 
     def _ahead(self, eps, ys, slopes):
         """A time in which no root but the start's is met on the line along the first slopes: the
@@ -159,7 +162,7 @@ class Lookout:
         return [add(ys, combine(coefficients(h, row, ys), slopes, ys)) for row in rows]
 
     def look(self, seen, accepted, number, interval, t, ys, trial):
-        """`Seen` after a step that was tried.
+        """`Seen` after a step that was tried, and whether the step is taken.
 
         Args:
             seen: `Seen`.
@@ -170,26 +173,29 @@ class Lookout:
             ys: the state before it.
             trial: its `proposal`, `extended` step and the state `ys` after it.
         """
-        h, end, before = trial.proposal.step, trial.proposal.end, seen.mark
-        samples = self._watch.samples
-        thetas = np.arange(1, samples) / samples
-        states = self._inside(h, ys, trial.extended.slopes, thetas)
-        times = [t, *(t + theta * h for theta in thetas), end]
-        values = tf.stack(
-            [self._watch.values(s, y) for s, y in zip(times[1:], [*states, trial.ys])]
-        )
+        h, before = trial.proposal.step, seen.mark
+        values, times = self._sampled(t, ys, trial)
         signs = [seen.signs]
         for s, value in zip(times[1:], tf.unstack(values)):
             early = tf.abs(s - self._start) < self._departure
             signs.append(tf.where(early, signs[-1], tf.sign(value)))
-        crossed = self._crossed(tf.stack(signs[:-1]), tf.stack(signs[1:]))
+        signs, times = tf.stack(signs), self._departed(tf.stack(times))
+        crossed, earlier = self._crossed(signs[:-1], signs[1:]), tf.logical_not(before.found)
         ending = tf.logical_and(crossed, self._of_each(self._watch.terminal))
-        stopped = tf.logical_and(accepted, tf.reduce_any(ending, [0, 1]))
-        crossed = tf.where(stopped, ending, crossed)
-        some, times = tf.reduce_any(crossed, 1), self._departed(tf.stack(times))
+        ends = tf.reduce_any(ending, [0, 1])
+        crossed = tf.where(ends, ending, crossed)
+        some, some_at_all = tf.reduce_any(crossed, 1), tf.reduce_any(crossed, [0, 1])
         first = tf.argmax(tf.cast(some, tf.int32), 0, output_type=tf.int32)
-        earlier = tf.logical_not(before.found)
-        found = tf.logical_and(accepted, tf.logical_and(tf.reduce_any(some, 0), earlier))
+        most = tf.abs(self._span)
+        if self._adaptive:
+            relevant = tf.logical_and(some_at_all, tf.logical_or(ends, earlier))
+            doubtful, theta = self._doubtful(signs, crossed, first)
+            doubtful = tf.logical_and(tf.logical_and(accepted, relevant), doubtful)
+            most = tf.where(doubtful, theta * tf.abs(h), most)
+            most = tf.where(accepted, most, seen.most)
+            accepted = tf.logical_and(accepted, tf.logical_not(doubtful))
+        stopped = tf.logical_and(accepted, ends)
+        found = tf.logical_and(accepted, tf.logical_and(some_at_all, earlier))
         found = tf.logical_or(stopped, found)
         mark = Mark(
             found=tf.logical_or(found, before.found),
@@ -206,11 +212,38 @@ class Lookout:
         new = tf.logical_or(found, tf.logical_and(accepted, earlier))
         flat = select(new, tf.nest.flatten(mark), tf.nest.flatten(before))
         fine = tf.logical_or(self._valid(values), tf.logical_not(accepted))
-        return Seen(
+        after = Seen(
             tf.where(accepted, signs[-1], seen.signs),
             tf.logical_and(seen.valid, fine),
+            most,
             tf.nest.pack_sequence_as(mark, flat),
         )
+        return after, tf.logical_and(accepted, tf.logical_not(stopped))
+
+    def _sampled(self, t, ys, trial):
+        """The functions' values inside of a step and at its end, and all times of it."""
+        h, end, samples = trial.proposal.step, trial.proposal.end, self._watch.samples
+        thetas = np.arange(1, samples) / samples
+        states = self._inside(h, ys, trial.extended.slopes, thetas)
+        times = [t, *(t + theta * h for theta in thetas), end]
+        values = [self._watch.values(s, y) for s, y in zip(times[1:], [*states, trial.ys])]
+        return tf.stack(values), times
+
+    def _doubtful(self, signs, crossed, first):
+        """Whether the first crossing is one that the step's end does not confirm, and the first
+        part of the step after which a function has the other sign.
+
+        Signs inside of the step are those of its extension, which in long steps of a stiff problem
+        says little. A step that ends where the sign has changed on it shows whether it does.
+        """
+        reference = tf.where(tf.equal(signs[0], 0.0), signs[1], signs[0])
+        unconfirmed = tf.equal(signs[-1], reference)
+        at_first = entry(self._lanes_first(crossed), first)
+        doubtful = tf.logical_and(at_first, tf.transpose(unconfirmed))
+        other = tf.cast(tf.not_equal(signs[1:], reference), tf.int32)
+        theta = (tf.cast(tf.argmax(other, 0), tf.float64) + 1.0) / self._watch.samples
+        theta = tf.where(doubtful, tf.transpose(theta), tf.ones([], tf.float64))
+        return tf.reduce_any(doubtful, -1), tf.reduce_min(theta, -1)
 
     def _crossed(self, before, after):
         """Where a function that was not zero has another sign, and one that is asked for."""
