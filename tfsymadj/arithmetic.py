@@ -36,10 +36,15 @@ def coefficients(h, row, ys):
         return []
     values = np.array([row[j] for j in indices], np.float64)
     values[1:] *= -1.0
-    scaled = (h if h.shape.rank == 0 else h[:, tf.newaxis]) * values
-    dtypes = {y.dtype for y in ys}
-    by_dtype = {dtype: tf.unstack(tf.cast(scaled, dtype), axis=-1) for dtype in dtypes}
-    return [(j, [beside(by_dtype[y.dtype][k], y) for y in ys]) for k, j in enumerate(indices)]
+    lanes, kinds = h.shape.rank, {}
+    for y in ys:
+        more = y.shape.rank - 1 if lanes else 0
+        if (y.dtype, more) not in kinds:
+            scaled = tf.reshape(h, [-1, *[1] * more]) if more else h
+            scaled = scaled * values.reshape([-1, *[1] * (lanes + more)])
+            kinds[y.dtype, more] = tf.unstack(tf.cast(scaled, y.dtype))
+    found = [kinds[y.dtype, y.shape.rank - 1 if lanes else 0] for y in ys]
+    return [(j, [numbers[k] for numbers in found]) for k, j in enumerate(indices)]
 
 
 def combine(coefficients, terms, like):
@@ -196,8 +201,9 @@ def entry(table, index):
     index = tf.convert_to_tensor(index)
     if index.shape.rank == 0:
         return tf.gather(table, index)
-    count = tf.shape(table)[1]
-    flat = tf.reshape(table, tf.concat([[-1], tf.shape(table)[2:]], 0))
+    known = table.shape[1:].is_fully_defined()
+    count, *rest = table.shape[1:] if known else tf.unstack(tf.shape(table)[1:])
+    flat = tf.reshape(table, [-1, *rest])
     found = tf.gather(flat, index * count + tf.range(count))
     return tf.ensure_shape(found, [*index.shape[:-1], *table.shape[1:]])
 
