@@ -58,6 +58,16 @@ def combine(coefficients, terms, like):
     return total
 
 
+def weighted_sum(h, row, terms, like):
+    """`h sum_j row[j] terms[j]`; zeros if there are none."""
+    # Lanes have a size of the step each, which takes longer to be multiplied with; but what is not
+    # scaled before may overflow in half precision.
+    if h.shape.rank == 0 or any(y.dtype == tf.float16 for y in like):
+        return combine(coefficients(h, row, like), terms, like)
+    found = combine(coefficients(tf.ones([], h.dtype), row, like), terms, like)
+    return [beside(tf.cast(h, x.dtype), x) * x for x in found]
+
+
 def damped(fine, coarse):
     """`e |e| / sqrt(|e|^2 + 0.01 |e'|^2)` for the entries e of `fine` and e' of `coarse`."""
     found = []
@@ -205,7 +215,8 @@ def entry(table, index):
     count, *rest = table.shape[1:] if known else tf.unstack(tf.shape(table)[1:])
     flat = tf.reshape(table, [-1, *rest])
     found = tf.gather(flat, index * count + tf.range(count))
-    return tf.ensure_shape(found, [*index.shape[:-1], *table.shape[1:]])
+    found.set_shape([*index.shape[:-1], *table.shape[1:]])
+    return found
 
 
 def quotient(x, h):

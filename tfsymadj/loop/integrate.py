@@ -60,6 +60,7 @@ class _Carry(NamedTuple):
 class _Trial(NamedTuple):
     """A step that was tried, and what it would lead to."""
 
+    interval: tuple  # the times that it is between
     proposal: Any
     start: list  # the state that the step begins with
     step: Any
@@ -304,8 +305,8 @@ class Loop:
         )
 
     def _try(self, c, running):
-        problem = self._problem
-        proposal = problem.controller.propose(c.control, c.t, *self._interval(c))
+        problem, interval = self._problem, self._interval(c)
+        proposal = problem.controller.propose(c.control, c.t, *interval)
         if problem.max_step is not None:
             proposal = proposal.at_most(c.t, problem.max_step)
         if self._adaptive:
@@ -323,7 +324,7 @@ class Loop:
             start, first = problem.clock.set(start, first, c.interval, proposal)
         step = problem.method.step(dynamics, c.t, proposal.step, start, first or None)
         ys, lows = compensated_sum(start, add(c.lows, step.increments))
-        return _Trial(proposal, start, step, ys, lows, step, activations)
+        return _Trial(interval, proposal, start, step, ys, lows, step, activations)
 
     def _judge(self, c, trial):
         proposal, step, fine = trial.proposal, trial.step, finite(trial.ys, self._lanes)
@@ -355,7 +356,7 @@ class Loop:
         norm = tf.where(fine, norm, one) / tf.cast(fine, tf.float64)
         accepted, control = controller.adapt(c.control, proposal, norm)
         accepted = tf.logical_and(accepted, fine)
-        again = controller.propose(control, c.t, *self._interval(c)).step
+        again = controller.propose(control, c.t, *trial.interval).step
         small = tf.logical_or(tf.equal(c.t + again, c.t), tf.abs(again) < self._problem.min_step)
         stays = tf.equal(proposal.end, c.t)
         accepted = tf.logical_and(accepted, tf.logical_not(stays))
@@ -400,7 +401,7 @@ class Loop:
         return verdict, [seen]
 
     def _advance(self, c, trial, verdict, kept, seen, running):
-        proposal, start, step, ys, lows, extended, activations = trial
+        _, proposal, start, step, ys, lows, extended, activations = trial
         accepted, control, status = verdict
         method = self._problem.method
         if tf.get_static_value(accepted):  # nothing is ever rejected

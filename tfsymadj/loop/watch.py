@@ -9,13 +9,12 @@ import tensorflow as tf
 from tfsymadj.arithmetic import (
     add,
     beside,
-    coefficients,
-    combine,
     entry,
     epsilon,
     in_double,
     inner,
     select,
+    weighted_sum,
 )
 from tfsymadj.methods.extension import Extension
 
@@ -159,7 +158,7 @@ class Lookout:
             return [[x[k] for x in inside] for k in range(len(thetas))]
         powers = thetas[:, np.newaxis] ** np.arange(1, self._dense.shape[1] + 1)
         rows = powers @ np.transpose(self._dense)
-        return [add(ys, combine(coefficients(h, row, ys), slopes, ys)) for row in rows]
+        return [add(ys, weighted_sum(h, row, slopes, ys)) for row in rows]
 
     def look(self, seen, accepted, number, interval, t, ys, trial):
         """`Seen` after a step that was tried, and whether the step is taken.

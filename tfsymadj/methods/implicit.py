@@ -11,12 +11,12 @@ from tfsymadj.arithmetic import (
     add,
     add_terms,
     coefficients,
-    combine,
     damped,
     factors,
     inner,
     quotient,
     select,
+    weighted_sum,
 )
 from tfsymadj.methods.method import Method, Step
 from tfsymadj.methods.newton import (
@@ -141,7 +141,7 @@ class ImplicitRungeKutta(Method):
                 earlier = [row[: block[0]] for row in rows]
                 if explicit is not None:
                     earlier = [earlier[0] + tableau.a_explicit[block[0]]]
-                known = [combine(coefficients(h, row, ys), slopes + others, ys) for row in earlier]
+                known = [weighted_sum(h, row, slopes + others, ys) for row in earlier]
                 ts = [t + tableau.c[i] * h for i in block]
                 if len(rows[0]) == block[0]:
                     evaluations += 1
@@ -184,9 +184,9 @@ class ImplicitRungeKutta(Method):
             embedded = stages[tableau.embedded_stage]
             return [tf.stop_gradient(x - y) for x, y in zip(stages[-1], embedded)]
         slopes = [[tf.stop_gradient(k) for k in slope] for slope in slopes]
-        errors = combine(coefficients(h, tableau.b_error, ys), slopes, ys)
+        errors = weighted_sum(h, tableau.b_error, slopes, ys)
         if tableau.b_coarse is not None:
-            errors = damped(errors, combine(coefficients(h, tableau.b_coarse, ys), slopes, ys))
+            errors = damped(errors, weighted_sum(h, tableau.b_coarse, slopes, ys))
         number = tableau.a[-1][-1] if self.weighs else tableau.filter
         return errors if number is None else solver.filtered(errors, number)
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsymadj import _platform
-from tfsymadj.arithmetic import add, coefficients, combine, epsilon
+from tfsymadj.arithmetic import add, combine, epsilon, weighted_sum
 from tfsymadj.config import Configured, is_int, is_real
 from tfsymadj.methods.inverses import inverse_for
 from tfsymadj.methods.linear import inverse_of
@@ -757,8 +757,7 @@ class Stages:
     def _values(self, a, bases, slopes):
         """base_i + h sum_j a_ij k_j."""
         return [
-            add(base, combine(coefficients(self._h, row, self._ys), slopes, self._ys))
-            for base, row in zip(bases, a)
+            add(base, weighted_sum(self._h, row, slopes, self._ys)) for base, row in zip(bases, a)
         ]
 
     def _differentiable(self, block, kept, states, slopes, solved):

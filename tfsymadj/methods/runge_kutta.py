@@ -9,12 +9,11 @@ import tensorflow as tf
 from tfsymadj.arithmetic import (
     add,
     add_terms,
-    coefficients,
-    combine,
     damped,
     factors,
     inner,
     quotient,
+    weighted_sum,
 )
 from tfsymadj.methods.method import Method, Step
 from tfsymadj.methods.tableaus import ButcherTableau
@@ -64,19 +63,18 @@ class ExplicitRungeKutta(Method):
                 if i == 0:
                     stage = ys
                 else:
-                    row = coefficients(h, tableau.a[i], ys)
-                    stage = add(ys, combine(row, slopes, ys))
+                    stage = add(ys, weighted_sum(h, tableau.a[i], slopes, ys))
                 stages.append(stage)
                 if i == 0 and first is not None:
                     slopes.append(first)
                 else:
                     slopes.append(dynamics(t + tableau.c[i] * h, stage))
-        increments = combine(coefficients(h, tableau.b, ys), slopes, ys)
+        increments = weighted_sum(h, tableau.b, slopes, ys)
         errors = None
         if tableau.adaptive:
-            errors = combine(coefficients(h, tableau.b_error, ys), slopes, ys)
+            errors = weighted_sum(h, tableau.b_error, slopes, ys)
             if tableau.b_coarse is not None:
-                errors = damped(errors, combine(coefficients(h, tableau.b_coarse, ys), slopes, ys))
+                errors = damped(errors, weighted_sum(h, tableau.b_coarse, slopes, ys))
         return Step(
             ys=stages[-1] if tableau.fsal else add(ys, increments),
             increments=increments,
@@ -175,8 +173,7 @@ class ExplicitRungeKutta(Method):
         active = self.tableau.active_stages if slopes is None else [True] * stages
         for i in reversed(range(stages)):
             row = [b[i], *(a[j, i] for j in reversed(range(i + 1, stages)))]
-            factors = coefficients(h, row, adjoints)
-            minus = [-w for w in combine(factors, terms, adjoints)]
+            minus = [-w for w in weighted_sum(h, row, terms, adjoints)]
             if not active[i]:
                 terms.append([tf.zeros_like(y) for y in adjoints])
                 continue
@@ -244,8 +241,7 @@ class ExtendedRungeKutta(ExplicitRungeKutta):
             if known < tableau.num_rows:
                 slopes.append(dynamics(t + h, step.ys))
             for i in rows:
-                row = coefficients(h, tableau.a[i], ys)
-                stages.append(add(ys, combine(row, slopes, ys)))
+                stages.append(add(ys, weighted_sum(h, tableau.a[i], slopes, ys)))
                 if last or i < rows[-1]:
                     slopes.append(dynamics(t + tableau.c[i] * h, stages[-1]))
             return tf.constant(False), stages, slopes[known:]
