@@ -108,6 +108,7 @@ benchmarks: venv  ## Measure time, memory and exactness of the gradients.
 	$(BIN)/python benchmarks/exactness.py --output docs
 	$(BIN)/python benchmarks/orders.py --output docs
 	$(BIN)/python benchmarks/product_rate.py
+	$(BIN)/python benchmarks/first_calls.py
 	$(BIN)/python benchmarks/half_checkpoints.py
 	$(BIN)/python benchmarks/flow.py --output docs
 
