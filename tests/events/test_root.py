@@ -122,7 +122,6 @@ def test_a_fast_start_is_no_crossing():
 
 def test_double_crossing_inside_of_a_large_step():
     """The signs at the ends of the step are equal."""
-    line = lambda t, y: tf.ones_like(y)  # noqa: E731
     inside = Event(lambda t, y: (y[0] - 0.4) * (y[0] - 0.75))
     options = dict(method="rk4", num_steps=1)
     solution = tfsymadj.solve(line, start(0.0), [0.0, 1.0], event=inside, **options)
@@ -192,11 +191,72 @@ def test_given_steps_that_are_too_long_for_an_event():
     assert np.all(np.isnan(found.y[1:]))
 
 
+def line(t, y):
+    return tf.ones_like(y)
+
+
+EARLY = [  # the dynamics, the start, the times, the level, when it is met
+    (line, 0.0, (0.0, 1e4), 0.5, 0.5),
+    slow(lambda t, y: -y, 1.0, (0.0, 1e4), 0.5, np.log(2.0)),
+    slow(line, 0.0, (1e3, 1e3 + 0.1), 0.05, 1e3 + 0.05),
+    slow(line, 0.0, (1e4, 1e4 + 1.0), 0.9, 1e4 + 0.9),
+    slow(line, 1.0, (1e4, 1e4 + 1.0), 1.9, 1e4 + 0.9),
+]
+
+
+@pytest.mark.parametrize("dynamics, y0, t, level, expected", EARLY)
+def test_an_early_root_of_a_long_or_late_solve(dynamics, y0, t, level, expected):
+    """In float32 thousand roundings of these times are longer than it takes."""
+    solution = tfsymadj.solve(
+        dynamics, tf.constant(y0), t, event=Event(lambda t, y: y - level), rtol=1e-5, atol=1e-7
+    )
+    assert solution.event.index == 0
+    np.testing.assert_allclose(solution.event.t - t[0], expected - t[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("slope", [0.3, slow(0.01), slow(1.0 / 1.05), slow(1.5), slow(100.0)])
+def test_a_kink_at_the_root_has_no_derivative(slope):
+    a = tf.constant(0.3, tf.float64)
+    bent = lambda t, y, a: (y[0] - a) * tf.where(y[0] < a, tf.ones_like(a), slope)  # noqa: E731
+    with tf.GradientTape() as tape:
+        tape.watch(a)
+        event = tfsymadj.solve(line, start(0.0), [0.0, 1.0], event=Event(bent, args=a)).event
+    np.testing.assert_allclose(event.t, 0.3, atol=1e-9)
+    assert np.isnan(tape.gradient(event.t, a))
+
+
+@pytest.mark.parametrize("options", [{}, slow(dict(method="rk4", num_steps=1))])
+def test_nan_beyond_the_root(options):
+    event = Event(lambda t, y: tf.math.log(0.9 - y[0]) + 1.0)
+    found = tfsymadj.solve(line, start(0.0), [0.0, 1.0], event=event, **options).event
+    np.testing.assert_allclose(found.t, 0.9 - np.exp(-1.0), rtol=1e-12)
+
+
+ONE_STEP = dict(method="rk4", num_steps=1)
+
+
+@pytest.mark.parametrize(
+    "roots, direction, expected, options",
+    [
+        ((0.5, 0.875), 0, 0.5, ONE_STEP),
+        slow((-0.2, 0.5, 0.8), 1, 0.8, ONE_STEP),
+        slow((0.125, 0.625, 0.75), -1, 0.625, ONE_STEP),
+        ((0.125, 0.625, 0.75), -1, 0.625, dict(first_step=1.0)),
+        slow((0.125, 0.375, 0.5, 0.875), 1, 0.375, dict(first_step=1.0)),
+    ],
+)
+def test_several_roots_inside_of_a_step(roots, direction, expected, options):
+    """Some of them where signs are looked at."""
+    product = lambda t, y: tf.reduce_prod(y[0] - tf.constant(roots, tf.float64))  # noqa: E731
+    event = Event(product, direction=direction)
+    found = tfsymadj.solve(line, start(0.0), [0.0, 1.0], event=event, **options).event
+    np.testing.assert_allclose(found.t, expected, rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_both_crossings_inside_of_a_step():
     """It is tried again, so that it ends between them."""
     inside = Event(lambda t, y: (y[0] - 0.4) * (y[0] - 0.75), terminal=False)
-    line = lambda t, y: tf.ones_like(y)  # noqa: E731
     for direction, expected in ((0, 0.4), (-1, 0.4), (1, 0.75)):
         event = Event(inside.function, direction=direction)
         options = dict(event=event, first_step=1.0, **TIGHT)
@@ -208,14 +268,12 @@ def test_both_crossings_inside_of_a_step():
 @pytest.mark.slow
 def test_a_root_without_a_change_of_sign_is_none():
     touching = Event(lambda t, y: (y[0] - 0.4137) ** 2)
-    line = lambda t, y: tf.ones_like(y)  # noqa: E731
     assert tfsymadj.solve(line, start(0.0), [0.0, 1.0], event=touching).event.index == -1
 
 
 @pytest.mark.parametrize("outputs", [slow("step"), "interpolate"])
 def test_root_at_an_output_time(outputs):
     """The output is the event's state, those before it are as ever, those after it NaN."""
-    line = lambda t, y: tf.ones_like(y)  # noqa: E731
     times = [0.0, 0.25, 0.5, 0.75, 1.0]
     event = Event(lambda t, y: y[0] - 0.5)
     y = tfsymadj.solve(line, start(0.0), times, event=event, outputs=outputs).y[:, 0]
@@ -224,7 +282,6 @@ def test_root_at_an_output_time(outputs):
 
 @pytest.mark.slow
 def test_root_at_the_end():
-    line = lambda t, y: tf.ones_like(y)  # noqa: E731
     solution = tfsymadj.solve(line, start(0.0), [0.0, 1.0], event=Event(lambda t, y: y[0] - 1.0))
     assert solution.event.index == 0
     np.testing.assert_allclose(solution.event.t, 1.0, rtol=1e-12)

@@ -16,7 +16,7 @@ class Event:
         function: callable `(t, y, *args) -> scalar`, called like the dynamics; its roots are
             looked for. With `batch_axis` it returns a number for each example, `(batch,)`. What it
             closes over, variables too, is differentiated. A function that jumps, such as one made
-            of booleans, is found, but has no derivative: NaN.
+            of booleans, or has a kink at its root, is found, but has no derivative: NaN.
         direction: 1: from negative to positive as the solve goes on, -1: the other way, 0: both.
         terminal: whether the solve ends there.
         args: nest of tensors; a tuple or list is passed as positional arguments.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsymadj import _platform
-from tfsymadj.arithmetic import EPSILON, accumulator, entry, quotient
+from tfsymadj.arithmetic import EPSILON, accumulator, entry, epsilon, quotient
 from tfsymadj.dynamics.closing import Sources, apart
 from tfsymadj.events.search import Guess, Search
 from tfsymadj.loop.failures import first_failure, is_success, nan_where
@@ -133,7 +133,9 @@ def _corrected(last, watch, t, index, slope):
     for _ in range(_CORRECTIONS):
         value = entry(watch.values(t, last.step_to(t)), index)
         smooth = tf.logical_and(smooth, tf.abs(tf.stop_gradient(value)) <= most)
-        t -= tf.where(smooth, value / slope, tf.zeros_like(value))
+        value = tf.where(tf.math.is_finite(value), value, tf.zeros_like(value))
+        # A product, so that a cotangent of NaN gets to what the function depends on.
+        t -= value * tf.where(smooth, 1.0 / slope, tf.zeros_like(slope))
     return t, last.step_to(t), smooth
 
 
@@ -154,6 +156,7 @@ def _on_extension(last, problem, mark):
     step = method.step(last.dynamics.apart, t, h, ys)
     slopes = method.extended(last.dynamics.apart, t, h, ys, step, tf.constant(True)).slopes
     extension, count = Extension(method.dense), len(watch.functions)
+    eps = max(epsilon(y.dtype.real_dtype) for y in ys)
 
     def values(times):
         inside = extension.states(h, ys, slopes, quotient(times - t, h))
@@ -209,21 +212,31 @@ def _on_extension(last, problem, mark):
         # Where a bracket begins at the root of the start.
         before=tf.where(tf.equal(before, 0.0), -after, before),
         bracket=tuple(quotient(x - t, h) for x in ends),
-        slope=_slope(values, count, root, h, index) * h,
+        slope=_slope(values, count, root, h, index, eps) * h,
         end=entry(watch.values(t + h, step.ys), index),
     )
     return tf.nest.map_structure(tf.stop_gradient, guess)
 
 
-def _slope(values, count, root, h, index):
-    """Of a function along the extension, by a difference; zero where the function jumps."""
-    slopes = []
-    for distance in (1e-2, 1e-3):
-        before, after = (values(tf.stack([root + d * h] * count)) for d in (-distance, distance))
-        slopes.append(entry(after - before, index) / (2.0 * distance * h))
-    wide, narrow = slopes
+def _slope(values, count, root, h, index, eps):
+    """Of a function along the extension, by a difference; zero where the function jumps or has a
+    kink.
+
+    Args:
+        eps: of the state's dtype.
+    """
+
+    def sides(distance):
+        around = (values(tf.stack([root + d * h] * count)) for d in (-distance, distance))
+        before, after = (entry(x, index) / (distance * h) for x in around)
+        return -before, after
+
+    wide, narrow = (0.5 * tf.add(*sides(distance)) for distance in (1e-2, 1e-3))
     agree = tf.abs(narrow - wide) <= 0.5 * tf.abs(narrow)
-    return tf.where(agree, narrow, tf.zeros_like(narrow))
+    # So near to the root that a smooth function is straight, within the noise of rounding.
+    before, after = sides(4.0 * eps**0.4)
+    straight = tf.abs(after - before) <= eps**0.2 * tf.abs(after + before)
+    return tf.where(tf.logical_and(agree, straight), narrow, tf.zeros_like(narrow))
 
 
 def _without_derivative(condition, xs):

@@ -99,6 +99,12 @@ class Search:
         self._jumps = tf.equal(guess.slope, 0.0)
         # Of a difference: neither curvature nor rounding leaves its slope less than a few digits.
         self._least = max(epsilon(y.dtype.real_dtype) for y in mark.ys) ** 0.4
+        # A root may be where the bracket ends.
+        below, above = guess.bracket
+        self._bracket = (
+            tf.maximum(below - self._least, tf.zeros_like(below)),
+            tf.minimum(above + self._least, tf.ones_like(above)),
+        )
         narrow = tf.constant(_NARROW, tf.float64)
         self._width = tf.where(self._jumps, narrow, 2.0 * self._least)
 
@@ -154,7 +160,7 @@ class Search:
             at_b=guess.end,
             has_a=has_a,
             has_b=has_b,
-            x=tf.where(known, guess.theta, guess.bracket[0]),
+            x=tf.where(known, guess.theta, self._bracket[0]),
             slope=guess.slope,
             last=(zero, at_start),
         )
@@ -206,7 +212,7 @@ class Search:
         halving = tf.logical_or(self._jumps, halving)
         theta = tf.where(tf.logical_and(proper, tf.logical_not(halving)), secant, 0.5 * (s.a + s.b))
         known = tf.logical_and(s.has_a, s.has_b)
-        below, above = guess.bracket
+        below, above = self._bracket
         middle = 0.5 * (guess.theta + tf.where(s.has_a, above, below))
         theta = tf.where(tf.logical_or(known, s.number > 3), theta, middle)
         theta = tf.where(tf.equal(s.number, 2), guess.theta, theta)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsymadj.arithmetic import (
+    EPSILON,
     add,
     beside,
     entry,
@@ -18,7 +19,7 @@ from tfsymadj.arithmetic import (
 )
 from tfsymadj.methods.extension import Extension
 
-#: A root nearer to the start than so many roundings of the time is that of the start.
+#: A root that is met before the state has moved by so many roundings is that of the start.
 _DEPARTURE = 1000.0
 
 
@@ -60,12 +61,14 @@ class Seen(NamedTuple):
             root yet. With lanes there is a second axis of them.
         valid: whether no function was NaN.
         most: the next step is no longer than this.
+        departure: for so long a root at the start has not been left.
         mark: `Mark`.
     """
 
     signs: tf.Tensor
     valid: tf.Tensor
     most: tf.Tensor
+    departure: tf.Tensor
     mark: Mark
 
 
@@ -105,15 +108,13 @@ class Lookout:
         self._start, self._span = stops[0], stops[-1] - stops[0]
         self._direction = tf.sign(self._span)
         self._dense, self._lanes = method.dense, self._start.shape.rank
-        self._departure = tf.zeros([], tf.float64)
 
     def start(self, ys, slopes):
         """`Seen` before the first step, from the first slopes."""
         eps = max(epsilon(y.dtype.real_dtype) for y in ys)
-        scale = tf.abs(self._start) + tf.abs(self._span)
-        self._departure = _DEPARTURE * eps * scale
+        departure = self._ahead(eps, ys, slopes)
         # The sign when a root at the start has been left.
-        h = self._direction * self._ahead(eps, ys, slopes)
+        h = self._direction * departure
         ahead = [y + beside(tf.cast(h, y.dtype), y) * k for y, k in zip(ys, slopes)]
         values = self._watch.values(self._start + h, ahead)
         no = tf.zeros_like(self._start, tf.bool)
@@ -129,19 +130,22 @@ class Lookout:
             fraction=tf.zeros_like(self._start),
             ys=list(ys),
         )
-        return Seen(tf.sign(values), self._valid(values), tf.abs(self._span), mark)
+        return Seen(tf.sign(values), self._valid(values), tf.abs(self._span), departure, mark)
 
     def _ahead(self, eps, ys, slopes):
-        """A time in which no root but the start's is met on the line along the first slopes: the
-        state changes by no more than so many roundings.
+        """A time in which no root but the start's is met on the line along the first slopes: of so
+        many roundings, and the state changes by no more of them.
         """
+        scale = tf.abs(self._start) + tf.abs(self._span)
         size, speed = (
             tf.sqrt(inner(double, double, self._lanes))
             for double in ([in_double(x) for x in xs] for xs in (ys, slopes))
         )
+        # A state of zero has no roundings, but times have.
+        longest = tf.where(size > 0.0, _DEPARTURE * eps * scale, 4.0 * EPSILON * scale)
         most = _DEPARTURE * eps * size
-        fast = tf.logical_and(size > 0.0, self._departure * speed > most)
-        return tf.where(fast, most / tf.where(fast, speed, tf.ones_like(speed)), self._departure)
+        fast = tf.logical_and(size > 0.0, longest * speed > most)
+        return tf.where(fast, most / tf.where(fast, speed, tf.ones_like(speed)), longest)
 
     def _valid(self, values):
         axes = list(range(values.shape.rank - self._lanes))
@@ -176,9 +180,9 @@ class Lookout:
         values, times = self._sampled(t, ys, trial)
         signs = [seen.signs]
         for s, value in zip(times[1:], tf.unstack(values)):
-            early = tf.abs(s - self._start) < self._departure
+            early = tf.abs(s - self._start) < seen.departure
             signs.append(tf.where(early, signs[-1], tf.sign(value)))
-        signs, times = tf.stack(signs), self._departed(tf.stack(times))
+        signs, times = tf.stack(signs), self._departed(tf.stack(times), seen.departure)
         crossed, earlier = self._crossed(signs[:-1], signs[1:]), tf.logical_not(before.found)
         ending = tf.logical_and(crossed, self._of_each(self._watch.terminal))
         ends = tf.reduce_any(ending, [0, 1])
@@ -210,11 +214,16 @@ class Lookout:
         )
         new = tf.logical_or(found, tf.logical_and(accepted, earlier))
         flat = select(new, tf.nest.flatten(mark), tf.nest.flatten(before))
-        fine = tf.logical_or(self._valid(values), tf.logical_not(accepted))
+        # What comes after the end of the solve is nothing.
+        numbers = np.arange(self._watch.samples).reshape([-1, 1, *[1] * self._lanes])
+        beyond = tf.logical_and(stopped, numbers > first)
+        valid = self._valid(tf.where(beyond, tf.zeros_like(values), values))
+        fine = tf.logical_or(valid, tf.logical_not(accepted))
         after = Seen(
             tf.where(accepted, signs[-1], seen.signs),
             tf.logical_and(seen.valid, fine),
             most,
+            seen.departure,
             tf.nest.pack_sequence_as(mark, flat),
         )
         return after, tf.logical_and(accepted, tf.logical_not(stopped))
@@ -229,14 +238,16 @@ class Lookout:
         return tf.stack(values), times
 
     def _doubtful(self, signs, crossed, first):
-        """Whether the first crossing is one that the step's end does not confirm, and the first
-        part of the step after which a function has the other sign.
+        """Whether the first crossing is one that the step's ends don't confirm, and the first part
+        of the step after which a function has another sign than at its start.
 
         Signs inside of the step are those of its extension, which in long steps of a stiff problem
         says little. A step that ends where the sign has changed on it shows whether it does.
         """
         reference = tf.where(tf.equal(signs[0], 0.0), signs[1], signs[0])
-        unconfirmed = tf.equal(signs[-1], reference)
+        before = entry(self._lanes_first(signs), first)
+        before = tf.transpose(before)
+        unconfirmed = tf.logical_or(tf.equal(signs[-1], before), tf.not_equal(before, reference))
         at_first = entry(self._lanes_first(crossed), first)
         doubtful = tf.logical_and(at_first, tf.transpose(unconfirmed))
         other = tf.cast(tf.not_equal(signs[1:], reference), tf.int32)
@@ -248,13 +259,14 @@ class Lookout:
         """Where a function that was not zero has another sign, and one that is asked for."""
         directions = tf.cast(self._of_each(self._watch.directions), tf.float64)
         changed = tf.logical_and(tf.not_equal(before, 0.0), tf.not_equal(before, after))
+        changed = tf.logical_and(changed, tf.logical_not(tf.math.is_nan(after)))
         any_way = tf.equal(directions, 0.0)
         return tf.logical_and(changed, tf.logical_or(any_way, tf.equal(directions, -before)))
 
     def _lanes_first(self, crossed):
         return tf.transpose(crossed, [0, 2, 1]) if self._lanes else crossed
 
-    def _departed(self, times):
+    def _departed(self, times, departure):
         """The times, but none before the root of the start has been left."""
-        least = self._start * self._direction + self._departure
+        least = self._start * self._direction + departure
         return tf.maximum(times * self._direction, least) * self._direction
