@@ -245,8 +245,7 @@ class Lookout:
         says little. A step that ends where the sign has changed on it shows whether it does.
         """
         reference = tf.where(tf.equal(signs[0], 0.0), signs[1], signs[0])
-        before = entry(self._lanes_first(signs), first)
-        before = tf.transpose(before)
+        before = tf.transpose(entry(self._lanes_first(signs), first))
         unconfirmed = tf.logical_or(tf.equal(signs[-1], before), tf.not_equal(before, reference))
         at_first = entry(self._lanes_first(crossed), first)
         doubtful = tf.logical_and(at_first, tf.transpose(unconfirmed))
