@@ -206,7 +206,7 @@ EARLY = [  # the dynamics, the start, the times, the level, when it is met
 
 @pytest.mark.parametrize("dynamics, y0, t, level, expected", EARLY)
 def test_an_early_root_of_a_long_or_late_solve(dynamics, y0, t, level, expected):
-    """In float32 thousand roundings of these times are longer than it takes."""
+    """In float32 a thousand roundings of these times are longer than it takes."""
     solution = tfsymadj.solve(
         dynamics, tf.constant(y0), t, event=Event(lambda t, y: y - level), rtol=1e-5, atol=1e-7
     )
@@ -256,9 +256,9 @@ def test_several_roots_inside_of_a_step(roots, direction, expected, options):
 @pytest.mark.slow
 def test_both_crossings_inside_of_a_step():
     """It is tried again, so that it ends between them."""
-    inside = Event(lambda t, y: (y[0] - 0.4) * (y[0] - 0.75), terminal=False)
+    inside = lambda t, y: (y[0] - 0.4) * (y[0] - 0.75)  # noqa: E731
     for direction, expected in ((0, 0.4), (-1, 0.4), (1, 0.75)):
-        event = Event(inside.function, direction=direction)
+        event = Event(inside, direction=direction)
         options = dict(event=event, first_step=1.0, **TIGHT)
         found = tfsymadj.solve(line, start(0.0), [0.0, 1.0], **options)
         np.testing.assert_allclose(found.event.t, expected, rtol=1e-12)
