@@ -14,6 +14,7 @@ from tfsymadj.loop.failures import first_failure, is_success, nan_where
 from tfsymadj.methods.extension import Extension
 from tfsymadj.solution import Occurrence, Status
 from tfsymadj.steps import ConstantSteps
+from tfsymadj.xla import repeated
 
 #: Steps of the search on the continuous extension, of which one in three halves the bracket.
 _MOST_STEPS = 160
@@ -130,13 +131,21 @@ def _corrected(last, watch, t, index, slope):
     smooth = tf.logical_and(smooth, last.mark.found)
     slope = tf.where(smooth, slope, tf.ones_like(slope))
     most = tf.abs(slope * last.mark.h)
-    for _ in range(_CORRECTIONS):
-        value = entry(watch.values(t, last.step_to(t)), index)
-        smooth = tf.logical_and(smooth, tf.abs(tf.stop_gradient(value)) <= most)
-        value = tf.where(tf.math.is_finite(value), value, tf.zeros_like(value))
+
+    def correct(n, found):
+        t, _, smooth = found
+        ys, wanted = last.step_to(t), n < _CORRECTIONS
+        value = entry(watch.values(t, ys), index)
+        near = tf.abs(tf.stop_gradient(value)) <= most
+        smooth = tf.logical_and(smooth, tf.logical_or(near, tf.logical_not(wanted)))
+        value = tf.where(
+            tf.logical_and(wanted, tf.math.is_finite(value)), value, tf.zeros_like(value)
+        )
         # A product, so that a cotangent of NaN gets to what the function depends on.
-        t -= value * tf.where(smooth, 1.0 / slope, tf.zeros_like(slope))
-    return t, last.step_to(t), smooth
+        return t - value * tf.where(smooth, 1.0 / slope, tf.zeros_like(slope)), ys, smooth
+
+    # One more pass, for the state.
+    return repeated(_CORRECTIONS + 1, correct, (t, last.mark.ys, smooth), "corrections")
 
 
 class _Bracket(NamedTuple):
