@@ -217,6 +217,7 @@ def test_states_may_be_nests(checkpoints):
         assert relative_error(a, b) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [slow(ADAPTIVE), dict(method="rk4", num_steps=3)], ids=str)
 @pytest.mark.parametrize("outputs", ["step", slow("interpolate")])
 def test_jumps_of_each_example(options, outputs):
@@ -261,7 +262,7 @@ def test_jumps_of_each_example(options, outputs):
         slow("graph", ADAPTIVE),
         slow("xla", ADAPTIVE),
         slow("graph", dict(outputs="step", gradient=SymplecticAdjoint(11), **ADAPTIVE)),
-        ("graph", dict(method="rk4", num_steps=9)),
+        slow("graph", dict(method="rk4", num_steps=9)),
         slow("graph", dict(method="dop853", **ADAPTIVE)),
     ],
 )
@@ -504,6 +505,7 @@ class TestLayers:
         np.testing.assert_allclose(layer(y0, t=padded), layer(y0, t=self.times), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_flow_with_steps_of_each_example():
     pytest.importorskip("tensorflow_probability")
     keras.utils.set_random_seed(0)

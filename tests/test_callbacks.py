@@ -62,6 +62,7 @@ def test_no_counts_unless_asked_for():
     assert not layer.track_stats
 
 
+@pytest.mark.slow
 def test_counts_survive_saving_and_serving(tmp_path):
     model = model_of(method="rk4", num_steps=3)
     model.save(tmp_path / "model.keras")

@@ -256,6 +256,7 @@ def test_gradients_are_those_of_back_propagation(kind, mode):
 ADAPTIVE = dict(method="dopri5", num_steps=None, rtol=1e-6, atol=1e-6, max_steps=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 @pytest.mark.parametrize("kind", [slow("linear"), "steps"])
 @pytest.mark.parametrize("options", [{"num_steps": 1}, slow(ADAPTIVE)], ids=["equal", "adaptive"])

@@ -16,7 +16,7 @@ def decay(t, y):
 
 GRADIENTS = [
     "symplectic_adjoint",
-    "backprop",
+    slow("backprop"),
     slow("baseline"),
     slow("aca"),
     slow("continuous_adjoint"),

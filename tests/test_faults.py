@@ -18,7 +18,7 @@ from tfsymadj.layers import ODELayer
 
 FIXED = dict(method="heun", num_steps=3)
 ADAPTIVE = dict(method="bosh3", rtol=1e-3, max_steps=32)
-OPTIONS = pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["fixed", "adaptive"])
+OPTIONS = pytest.mark.parametrize("options", [slow(FIXED), ADAPTIVE], ids=["fixed", "adaptive"])
 JIT = pytest.mark.parametrize("jit", [False, slow(True)])
 
 
@@ -129,6 +129,7 @@ def raising(calls, least=5):
         yield number, Faulty(fault)
 
 
+@pytest.mark.slow
 @OPTIONS
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 def test_exception_at_any_trace(mode, options):
@@ -446,7 +447,7 @@ def test_assertion_in_fit(place, options):
 
 @JIT
 @pytest.mark.parametrize("options", [FIXED, slow(ADAPTIVE)])
-@pytest.mark.parametrize("name", ["target", "derivative"])
+@pytest.mark.parametrize("name", ["target", slow("derivative")])
 def test_gradients_that_are_not_finite_in_fit(name, options, jit):
     """The solves are fine; Keras writes into the weights what it is given."""
     dynamics = Faulty(None if name == "target" else lambda d, t, k: tf.sqrt(k))

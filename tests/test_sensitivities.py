@@ -73,8 +73,8 @@ def products(problem, mode, with_times=True, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        slow(RK4),
-        DOPRI5,
+        RK4,
+        slow(DOPRI5),
         slow(dict(method="dopri5", outputs="step")),
         slow(dict(method="dopri5", max_step=0.07)),
         slow(dict(method="dopri5", gradient="backprop")),

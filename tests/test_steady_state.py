@@ -57,6 +57,7 @@ def test_a_start_at_rest():
     np.testing.assert_allclose(found.y, y, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_rest_in_half_precision():
     y0 = tf.constant([1.0], tf.float16)  # of which none has a square of 0.35
     with pytest.raises(tf.errors.InvalidArgumentError, match="float16, coarser than `tolerance`"):

@@ -109,6 +109,7 @@ def test_second_derivatives(gradient):
     np.testing.assert_allclose(hessian(True), hessian(None), rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_jacobian():
     y0 = tf.constant([1.0, 0.5], tf.float64)
 

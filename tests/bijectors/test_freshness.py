@@ -191,6 +191,7 @@ def test_no_method_gives_an_old_answer(case, mode):
         assert relative_error(new[name], old[name]) > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -432,7 +433,7 @@ OTHER_TAPES = [(0, "graph"), (2, "eager"), (2, "graph")]
 
 @pytest.mark.parametrize(
     "tapes, mode",
-    [(0, "eager"), (1, "eager"), (1, "graph"), *(slow(*x) for x in OTHER_TAPES)],
+    [(0, "eager"), (1, "eager"), slow(1, "graph"), *(slow(*x) for x in OTHER_TAPES)],
 )
 def test_one_solve_for_each_flow(tapes, mode, solves):
     """Also under tapes, with conditions, in nested chains with a flow that occurs twice."""

@@ -155,7 +155,7 @@ def test_divergence_in_closed_form():
     assert relative_error(tape.gradient(log_det, field.a), [3.0, 3.0]) < 1e-8
 
 
-@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize("trace", [slow("exact"), "hutchinson"])
 def test_regularizers(trace):
     """Against closed forms, in both directions of time."""
     matrix, velocity = np.diag([1.0, -2.0]), np.array([0.5, 1.0])

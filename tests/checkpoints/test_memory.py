@@ -188,8 +188,8 @@ def test_as_many_as_there_is_room_for(room, monkeypatch):
     assert relative_error(actual, expected) < FLOAT64
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", slow("xla")])
-@pytest.mark.parametrize("max_steps", [200, 2000])
+@pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
+@pytest.mark.parametrize("max_steps", [200, slow(2000)])
 def test_adaptive_steps_that_are_recomputed(mode, max_steps, monkeypatch):
     """By segments of whole steps."""
     monkeypatch.setattr(plans, "FREE_ADAPTIVE", 0)

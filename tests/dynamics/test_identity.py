@@ -481,7 +481,7 @@ def test_counters_and_logs_are_no_reason_to_trace_again():
 @pytest.mark.parametrize(
     "options",
     [
-        [dict(rtol=r) for r in (1e-2, 1e-4, 1e-6)],
+        slow([dict(rtol=r) for r in (1e-2, 1e-4, 1e-6)]),
         slow([dict(atol=a) for a in (1e-2, 1e-4, 1e-6)]),
         slow([dict(first_step=h) for h in (0.01, 0.1, 0.2)]),
         slow([dict(min_step=h) for h in (1e-6, 1e-5, 1e-4)]),

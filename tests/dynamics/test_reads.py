@@ -294,6 +294,7 @@ def test_tapes_inside(name, gradient, mode):
     check(tape_for(name)(sources), sources, gradient, mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["w", slow("frozen"), slow("c")])
 def test_tapes_inside_and_adaptive_steps(name):
     """The first evaluation is outside of the loop, where the caller's tape sees it."""
@@ -458,7 +459,8 @@ ASSIGNED = {
 
 @pytest.mark.parametrize("gradient", [METHODS[0], *map(slow, METHODS[3:5])], ids=str)
 @pytest.mark.parametrize(
-    "name", partly_slow(ASSIGNED, "gathered", "in a function", "recomputed", "by hand")
+    "name",
+    partly_slow(ASSIGNED, "in a branch", "gathered", "in a function", "recomputed", "by hand"),
 )
 def test_assigned_between_forward_and_backward(name, gradient):
     w = tf.Variable([2.0, 3.0], dtype=F64)

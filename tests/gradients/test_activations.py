@@ -25,7 +25,7 @@ CASES = {
 }
 
 
-FAST = {("few", "eager"), ("few", "xla"), ("many", "graph")}
+FAST = {("few", "xla"), ("many", "graph")}
 
 
 @pytest.fixture
@@ -70,6 +70,7 @@ def stats_of(gradient, **options):
     )()
 
 
+@pytest.mark.slow
 def test_evaluations(keeps):
     """None backward but the slope at the end of the last step, if all of them are there."""
     stats = stats_of("symplectic_adjoint", **FEW)
@@ -177,6 +178,7 @@ def test_sizes_are_no_activations(mode):
         assert relative_error(x, y) < FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(method="rk4", num_steps=9), slow(MANY)])
 @pytest.mark.parametrize("budget", [None, 14], ids=["every step", "binomial"])
 def test_segments_of_one_step(options, budget, monkeypatch):

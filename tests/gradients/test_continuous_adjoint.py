@@ -69,6 +69,7 @@ def test_continuous_adjoint_of_a_decreasing_time():
     assert relative_error(actual, expected) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 def test_continuous_adjoint_refuses_second_derivatives(mode):
     y0 = tf.constant([1.0])

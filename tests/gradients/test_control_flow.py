@@ -218,6 +218,7 @@ def test_vectorized_map(mode):
         assert relative_error(a, b) < FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [SHORT, slow(dict(method="bosh3", rtol=1e-2))], ids=["rk4", "bosh3"]
 )

@@ -99,6 +99,7 @@ def test_rows_of_the_extension_are_evaluated_where_outputs_are(gradient, toleran
     assert backward == stats.num_backward_evaluations
 
 
+@pytest.mark.slow
 def test_dopri5_has_no_vjp_for_its_seventh_row():
     options = dict(method="dopri5", rtol=1e-5, atol=1e-5)
     _, _, vjps, stats = counts(SymplecticAdjoint("sqrt"), outputs="step", **options)

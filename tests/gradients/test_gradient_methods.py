@@ -58,7 +58,9 @@ def test_second_derivatives_are_exact(gradient, mode):
         assert relative_error(a, b) < FLOAT64
 
 
-@pytest.mark.parametrize("options", [FIXED, dict(ADAPTIVE, first_step=1.0)], ids=["rk4", "dopri5"])
+@pytest.mark.parametrize(
+    "options", [FIXED, slow(dict(ADAPTIVE, first_step=1.0))], ids=["rk4", "dopri5"]
+)
 def test_evaluations(options):
     s = 4 if options is FIXED else 6
     forward, backward, vjps, stats = counts(StepCheckpoint(), **options)

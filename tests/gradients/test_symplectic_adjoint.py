@@ -15,7 +15,6 @@ EXPLICIT = [name for name, tableau in METHODS.items() if tableau.explicit]
 ADAPTIVE = [name for name in EXPLICIT if METHODS[name].adaptive]
 SHORT = dict(method="rk4", num_steps=3)
 RK4, PI = dict(method="rk4", num_steps=5), dict(rtol=1e-4, max_steps=64)
-FIXED_OR_PI = pytest.mark.parametrize("options", [RK4, PI], ids=["rk4", "pi"])
 
 
 def compare(problem, gradient, mode, tolerance, **options):
@@ -46,7 +45,7 @@ def test_equals_backprop_adaptive_steps(method):
 
 
 @pytest.mark.parametrize("checkpoints", ["sqrt", slow("steps"), slow("stages")])
-@FIXED_OR_PI
+@pytest.mark.parametrize("options", [RK4, slow(PI)], ids=["rk4", "pi"])
 def test_equals_backprop_with_everything(checkpoints, options):
     compare(everything(), SymplecticAdjoint(checkpoints), "graph", FLOAT64, **options)
 
@@ -82,12 +81,12 @@ def test_equals_backprop_eager_and_xla(options, checkpoints, mode):
 @pytest.mark.parametrize(
     "checkpoints, num_steps",
     [
-        ("sqrt", 1),
+        slow("sqrt", 1),
         slow("sqrt", 2),
         slow("sqrt", 100),
         ("sqrt", 103),
         ("steps", 9),
-        ("stages", 9),
+        slow("stages", 9),
         slow("steps", 1),
         slow("stages", 1),
     ],
@@ -99,7 +98,7 @@ def test_segments_of_all_lengths(checkpoints, num_steps):
     compare(problem, SymplecticAdjoint(checkpoints), "graph", FLOAT64, **options)
 
 
-@pytest.mark.parametrize("options", [slow(RK4), PI], ids=["rk4", "pi"])
+@pytest.mark.parametrize("options", [RK4, slow(PI)], ids=["rk4", "pi"])
 def test_decreasing_times(options):
     problem = mlp(t=(1.0, 0.7, 0.1, -0.2))
     compare(problem, SymplecticAdjoint("sqrt"), "graph", FLOAT64, **options)
@@ -185,6 +184,7 @@ def test_gradient_of_args_only():
 # Unknown batch sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "jit, options",
     [

@@ -133,7 +133,7 @@ def nested(gradient):
         in_map_fn,
         slow(in_while_loop),
         slow(in_cond),
-        in_time_distributed,
+        slow(in_time_distributed),
         slow(adaptive_in_time_distributed),
         slow(twice),  # see `test_persistent_tape_and_two_solves`
         slow(nested),  # a solve inside of dynamics: gradients/test_control_flow.py
@@ -198,6 +198,7 @@ def in_rnn(gradient):
     return [layer], layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", FEW_MODES)
 def test_ode_rnn(mode):
     x = tf.concat([normal(2, 4, 2), tf.abs(normal(2, 4, 1, seed=1))], -1)

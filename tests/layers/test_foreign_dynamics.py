@@ -112,7 +112,7 @@ def test_variables_of_a_keras_layer_are_its_own(built):
 @pytest.mark.parametrize(
     "kind, jit",
     [
-        ("module", True),
+        slow("module", True),
         *((kind, False) for kind in ("lazy", "function", "over_keras_variables", "tf_keras_model")),
         *(slow(kind, True) for kind in KINDS if kind != "module"),
         *(slow(kind, False) for kind in ("module", "plain", "over_keras_layer", "tf_keras_layer")),

@@ -46,6 +46,7 @@ class TestLayers(testing.TestCase):
             **counts(2),
         )
 
+    @pytest.mark.slow
     def test_ode_layer_of_sequences(self):
         self.run_layer_test(
             ODELayer,
@@ -102,6 +103,7 @@ class TestLayers(testing.TestCase):
             **counts(2),
         )
 
+    @pytest.mark.slow
     def test_cde_layer(self):
         self.run_layer_test(
             CDELayer,

@@ -93,6 +93,7 @@ def test_adaptive_layer_trains_with_xla(data):
     assert history.history["loss"][-1] < 0.6 * history.history["loss"][0]
 
 
+@pytest.mark.slow
 def test_same_training_with_both_gradients(data):
     losses = []
     for gradient in ("symplectic_adjoint", "backprop"):
@@ -181,7 +182,7 @@ def test_nested_state():
         FIXED,
         slow({"rtol": 1e-4, "gradient": tfsymadj.SymplecticAdjoint("steps"), "max_steps": 64}),
         {"method": tfsymadj.METHODS["ralston"], "step_size": 0.25, "gradient": "backprop"},
-        {"controller": tfsymadj.PIController(1e-4, 1e-6, integral=1.0), "t": (1.0, 0.5, 0.0)},
+        slow({"controller": tfsymadj.PIController(1e-4, 1e-6, integral=1.0), "t": (1.0, 0.5, 0.0)}),
         slow({"method": "trbdf2", "num_steps": 2, "newton": tfsymadj.Newton(max_iterations=20)}),
     ],
 )

@@ -43,6 +43,7 @@ def gradients(layer, mode, scale=1.0):
     return [g.numpy() / scale for g in run(compute, mode)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dynamics, mode",
     [

@@ -11,7 +11,7 @@ import tfsymadj
 from tfsymadj import Backprop
 
 WAYS = (
-    {},
+    slow({}),
     slow(dict(outputs="step")),
     dict(method="rk4", num_steps=4),
     slow(dict(jumps=[0.55])),

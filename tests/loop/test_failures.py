@@ -153,6 +153,7 @@ def test_failure_raises_in_graph(name):
     assert any(f"status {status} at t =" in str(info.value) for status in statuses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [slow("nan_fixed"), "pole_adaptive", slow("max_steps")])
 def test_failure_under_xla(name):
     # XLA drops the assertion; NaN and the status tell.
@@ -175,7 +176,7 @@ def test_outputs_before_a_failure_are_right():
     np.testing.assert_allclose(solution.y[1], np.exp(-0.5) * np.array([1.0, 0.5]), rtol=1e-4)
 
 
-@pytest.mark.parametrize("jit", [None, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("jit", [None, slow(True)], ids=["graph", "xla"])
 @pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["fixed", "adaptive"])
 @pytest.mark.parametrize(
     "times", [[0.0, 2.0, 1.0], slow([0.0, 1.0, 1.0]), slow([0.0, np.nan, 1.0])]

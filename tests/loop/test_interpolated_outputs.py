@@ -346,6 +346,7 @@ def test_every_step(options, mode):
     np.testing.assert_allclose(y[: n + 1], pendulum_exactly(t[: n + 1].numpy()), atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gradient", [SymplecticAdjoint(), slow(SymplecticAdjoint(12)), slow("aca"), slow("baseline")]
 )

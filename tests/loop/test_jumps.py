@@ -11,7 +11,7 @@ from tfsymadj import Backprop
 
 TIMES = (0.0, 0.2, 0.5, 0.9, 1.5)
 WAYS = (
-    dict(outputs="interpolate"),
+    slow(dict(outputs="interpolate")),
     slow(dict(outputs="step")),
     slow(dict(method="tsit5", outputs="interpolate")),
     dict(method="rk4", num_steps=20),

@@ -18,7 +18,7 @@ GRIDS = {1: (2.0, (256, 512, 1024)), 8: (6.0, (24, 32, 45)), "tsit5": (20.0, (36
 
 
 # One or two of each kind; the order conditions of all are checked when they are made.
-FAST = ("euler", "heun", "rk4", "tsit5", "dopri5", "dop853", "kvaerno3", "gauss4")
+FAST = ("euler", "heun", "rk4", "tsit5", "dopri5", "dop853", "trbdf2")
 
 
 @pytest.mark.parametrize("method", partly_slow(METHODS, *(set(METHODS) - {*FAST})))

@@ -342,6 +342,7 @@ def test_bilinear_form_is_conserved():
     np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["symplectic_adjoint", slow("backprop")])
 def test_no_second_derivatives(gradient):
     y0 = tf.constant([1.0])

@@ -84,6 +84,7 @@ def test_what_may_differ_is_looked_for_in_all_inputs(matrix, xs):
             tf.vectorized_map(function, elements)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eager", slow("graph")])
 def test_adaptive_steps_that_all_elements_share(mode, matrix, xs):
     function, scales = odeint(matrix, ADAPTIVE), tf.constant([1.0, 2.0], tf.float64)
@@ -98,6 +99,7 @@ def test_map_fn_takes_them(mode, matrix, xs):
     assert relative_error(found, one_by_one(function, xs)) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, options, mode",
     [
