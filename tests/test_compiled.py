@@ -480,6 +480,7 @@ def test_inside_a_function_nothing_is_cached(empty_cache):
     assert cached() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [slow(False), True])
 def test_steps_of_each_example(jit_compile):
     y0, rates = tf.constant([[1.0], [0.5], [2.0]]), tf.constant([1.0, 3.0, 0.5])

@@ -239,6 +239,7 @@ def second_products(problem, options, mode):
     return run(of_product, mode), run(of_gradient, "graph")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, mode",
     [

@@ -51,6 +51,7 @@ def test_state_and_gradients(mode):
         np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_start_at_rest():
     y = tf.constant(at_rest(B.numpy(), W.numpy()))
     found = tfsymadj.steady_state(network, y, args=(B,), tolerance=1e-6, max_time=5.0)

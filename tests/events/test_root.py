@@ -35,7 +35,7 @@ def height(t, y):
 # Where they are found
 
 
-@pytest.mark.parametrize("mode", ["eager", slow("graph"), "xla"])
+@pytest.mark.parametrize("mode", ["eager", slow("graph"), slow("xla")])
 def test_first_root(mode):
     solution = run(lambda: swing(Event(height)), mode)
     assert solution.event.index == 0
@@ -278,6 +278,7 @@ def test_a_root_without_a_change_of_sign_is_none():
     assert tfsymadj.solve(line, start(0.0), [0.0, 1.0], event=touching).event.index == -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [slow("step"), "interpolate"])
 def test_root_at_an_output_time(outputs):
     """The output is the event's state, those before it are as ever, those after it NaN."""

@@ -52,7 +52,7 @@ def nested_loops(problem, solve):
     "context, mode",
     [
         slow(nested_map, "graph"),
-        (nested_while, "graph"),
+        slow(nested_while, "graph"),
         (nested_cond, "graph"),
         slow(nested_map, "xla"),
         slow(nested_while, "xla"),
@@ -72,6 +72,7 @@ def test_inside_control_flow_adaptive(context):
     check_nested(context, "graph", dict(method="bosh3", rtol=1e-2, max_steps=30))
 
 
+@pytest.mark.slow
 def test_closed_over_tensor_inside_a_loop():
     """A tensor made outside of the `tf.function` that the loop is in."""
     check_nested(nested_map, "graph", SHORT, tf.constant([0.3, -0.2, 0.5], tf.float64))

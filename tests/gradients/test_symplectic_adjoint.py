@@ -28,7 +28,7 @@ def compare(problem, gradient, mode, tolerance, **options):
 @pytest.mark.parametrize(
     "method",
     partly_slow(
-        EXPLICIT, "midpoint", "ralston", "rk38", "fehlberg2", "adaptive_heun", "bosh3",
+        EXPLICIT, "euler", "midpoint", "ralston", "rk38", "fehlberg2", "adaptive_heun", "bosh3",
         "fehlberg45", "dopri5", "dopri8", "dop853",
     ),
 )  # fmt: skip

@@ -385,6 +385,7 @@ def test_learnable_end_time(jit):
     assert abs(float(model.end) - np.log(5.0)) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", FEW_MODES)
 def test_times_of_each_example(mode):
     dynamics = ConcatTime(keras.layers.Dense(3, "tanh", dtype="float64"), dtype="float64")

@@ -102,6 +102,7 @@ def test_a_jump_at_an_output_time_comes_after_it(outputs):
     np.testing.assert_allclose(ds + np.sum(dt), 0.0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [slow("eager"), "graph", slow("xla")])
 @pytest.mark.parametrize("outputs", ["step", slow("interpolate")])
 def test_jumps_outside_count_for_nothing(outputs, mode):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.modes import partly_slow
+from helpers.modes import partly_slow, slow
 
 import tfsymadj
 from tfsymadj.methods import METHODS, ButcherTableau
@@ -86,7 +86,7 @@ def test_lanes():
     "options",
     [
         dict(method="bosh3"),
-        dict(method="kvaerno5"),
+        slow(dict(method="kvaerno5")),
         dict(num_steps=10),
         dict(batch_axis=0, method="bosh3"),
     ],
