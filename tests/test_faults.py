@@ -487,7 +487,7 @@ class Timed(keras.Model):
         (1, np.nan, "TIMES_NOT_MONOTONIC"),
         slow(1, 0.0, "TIMES_NOT_MONOTONIC"),  # the last time is the first
         slow(2, np.nan, "NON_FINITE_DYNAMICS"),
-        (2, np.inf, "NON_FINITE_DYNAMICS"),
+        slow(2, np.inf, "NON_FINITE_DYNAMICS"),
     ],
 )
 def test_bad_times_and_args_in_fit(place, value, reason, options, jit):

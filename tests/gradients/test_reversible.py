@@ -24,6 +24,7 @@ FIXED = dict(method="rk4", num_steps=10)
 ADAPTIVE = dict(method="dopri5", rtol=1e-4, atol=1e-6, max_steps=40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
 @pytest.mark.parametrize(
     "options",

@@ -247,7 +247,7 @@ def test_frozen_variable(mode):
 
 
 @pytest.mark.parametrize("mode", partly_slow(MODES, "eager", "xla"))
-@pytest.mark.parametrize("checkpoints", ["sqrt", "steps", "stages", 9])
+@pytest.mark.parametrize("checkpoints", ["sqrt", slow("steps"), "stages", slow(9)])
 def test_integrals_along_the_solution(checkpoints, mode):
     """They are neither kept nor computed again, and their gradients are exact."""
     weight = tf.Variable(0.7, dtype=tf.float64)

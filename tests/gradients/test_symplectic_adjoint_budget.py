@@ -86,7 +86,7 @@ def test_attempts_that_are_not_finite_leave_nothing_behind(mode, checkpoints):
     assert relative_error(actual, expected) < FLOAT64
 
 
-@pytest.mark.parametrize("checkpoints, kept", [("sqrt", 6), (60, 5), ("steps", 0)])
+@pytest.mark.parametrize("checkpoints, kept", [("sqrt", 6), slow(60, 5), ("steps", 0)])
 def test_steps_at_the_end_are_not_recomputed(checkpoints, kept):
     """Those that the ring has room for: sqrt(200 / 6), or half of the budget."""
     _, backward, vjps, stats = counts(SymplecticAdjoint(checkpoints), **ADAPTIVE)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.modes import slow
+from helpers.modes import partly_slow, slow
 
 import tfsymadj
 from tfsymadj.layers import (
@@ -442,7 +442,7 @@ def pendulum_of_one():
 
 
 @pytest.mark.filterwarnings("error", "ignore:__array__ implementation")
-@pytest.mark.parametrize("name", DYNAMICS)
+@pytest.mark.parametrize("name", partly_slow(DYNAMICS, "nested"))
 def test_ordinary_use_is_silent(name, tmp_path, caplog, capfd):
     x, _ = x_and_y()
     inputs = keras.Input((2,))

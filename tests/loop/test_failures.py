@@ -145,7 +145,9 @@ def test_failure_raises_eager(name):
     assert first <= float(found[2]) <= last
 
 
-@pytest.mark.parametrize("name", ["nan_fixed", "pole_adaptive", "max_steps", "bad_y0_adaptive"])
+@pytest.mark.parametrize(
+    "name", ["nan_fixed", slow("pole_adaptive"), "max_steps", slow("bad_y0_adaptive")]
+)
 def test_failure_raises_in_graph(name):
     statuses = FAILURES[name][3]
     with pytest.raises(tf.errors.InvalidArgumentError) as info:
@@ -160,7 +162,7 @@ def test_failure_under_xla(name):
     check_failed(name, *failing(name, "xla", "raise"))
 
 
-@pytest.mark.parametrize("name", ["nan_adaptive", "max_steps", "pole_fixed"])
+@pytest.mark.parametrize("name", [slow("nan_adaptive"), "max_steps", "pole_fixed"])
 def test_failure_of_backprop(name):
     check_failed(name, *failing(name, "graph", "status", Backprop()))
 

@@ -60,7 +60,7 @@ def test_outputs_do_not_count_as_steps():
 # Values
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", partly_slow(MODES, "xla"))
 @pytest.mark.parametrize("direction", [1.0, -1.0])
 @pytest.mark.parametrize("method", ["dopri5", slow("dop853")])
 def test_values(method, direction, mode):
@@ -278,7 +278,7 @@ def test_second_derivatives(method):
 # Evaluations
 
 
-@pytest.mark.parametrize("checkpoints", ["auto", "steps", "stages"])
+@pytest.mark.parametrize("checkpoints", ["auto", "steps", slow("stages")])
 def test_outputs_cost_no_evaluations(checkpoints):
     options = dict(rtol=1e-4, atol=1e-4, gradient=SymplecticAdjoint(checkpoints), max_steps=64)
     few = pendulum_at([0.0, 1.0, 2.0], **options).stats
