@@ -57,3 +57,18 @@ def test_state_after_bounces_and_its_derivatives(mode):
     found = compute if mode == "eager" else tf.function(compute, jit_compile=mode == "xla")
     for row in tf.eye(3, dtype=tf.float64):
         np.testing.assert_allclose(found(row), compute(row, closed_form), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("start, direction", [(1000.0, 1), slow(100.0, 0), slow(0.0, -1)])
+def test_late_restarts_go_on(start, direction):
+    """However few roundings of the time there are in a period."""
+    rate = 20.0 * np.pi
+    event = tfsymadj.Event(lambda t, y: y[0], direction=direction)
+    y, t, lengths = tf.constant([1.0, 0.0], tf.float64), start, []
+    for _ in range(6):
+        found = tfsymadj.solve(
+            lambda t, y: rate * tf.stack([y[1], -y[0]]), y, [t, t + 1.0], rtol=1e-7, event=event
+        ).event
+        lengths.append(found.t - t)
+        t, y = float(found.t), found.y
+    np.testing.assert_allclose(lengths[1:], 0.1 if direction else 0.05, rtol=1e-4)

@@ -242,6 +242,29 @@ def test_nan_beyond_the_root(options):
 ONE_STEP = dict(method="rk4", num_steps=1)
 
 
+def slope_and_time(function):
+    """Of an event's time by the start of y' = 1 from zero, in few steps."""
+    y0 = start(0.0)
+    with tf.GradientTape() as tape:
+        tape.watch(y0)
+        event = Event(lambda t, y: function(y[0]))
+        t = tfsymadj.solve(line, y0, [0.0, 4.0], event=event).event.t
+    return tape.gradient(t, y0)[0], t
+
+
+def test_a_steep_function_has_a_derivative():
+    found = slope_and_time(lambda y: tf.exp(100.0 * (y - 1.3)) - 1.0)
+    np.testing.assert_allclose(found, [-1.0, 1.3], rtol=1e-10)
+
+
+def test_derivatives_do_not_go_through_the_loop():
+    """It would keep all of its steps for them."""
+    graph = tf.function(lambda: slope_and_time(lambda y: y - 1.3)).get_concrete_function().graph
+    loops = [op.name for op in graph.get_operations() if op.type.endswith("While")]
+    assert any("integrate" in name for name in loops)
+    assert not any("integrate_grad" in name for name in loops)
+
+
 @pytest.mark.parametrize(
     "roots, direction, expected, options",
     [
@@ -583,3 +606,9 @@ def test_wrong_arguments():
         tfsymadj.ODELayer(lambda t, y: -y, event=Event(height))
     with pytest.raises(ValueError, match="`event` has no continuous adjoint"):
         swing(Event(height), gradient="continuous_adjoint")
+    with pytest.raises(ValueError, match="no `event`.*no continuous extension.*stormer_verlet"):
+        halves = (start(1.0), start(0.0))
+        tfsymadj.solve(
+            lambda t, y: (y[1], -y[0]), halves, [0.0, 4.0], method="stormer_verlet", num_steps=9,
+            event=Event(lambda t, y: y[0][0]),
+        )  # fmt: skip

@@ -240,12 +240,20 @@ def _slope(values, count, root, h, index, eps):
         before, after = (entry(x, index) / (distance * h) for x in around)
         return -before, after
 
-    wide, narrow = (0.5 * tf.add(*sides(distance)) for distance in (1e-2, 1e-3))
-    agree = tf.abs(narrow - wide) <= 0.5 * tf.abs(narrow)
+    def agree(wide, narrow):
+        wide, narrow = tf.add(*wide), tf.add(*narrow)
+        return tf.abs(narrow - wide) <= 0.5 * tf.abs(narrow)
+
     # So near to the root that a smooth function is straight, within the noise of rounding.
-    before, after = sides(4.0 * eps**0.4)
+    near = 4.0 * eps**0.4
+    found, (before, after) = sides(1e-3), sides(near)
+    steady = agree(sides(1e-2), found)
+    if near < 1e-4:  # a steep function has one slope only there
+        nearest = sides(near / 8.0)
+        found, steady = nearest, tf.logical_or(steady, agree((before, after), nearest))
     straight = tf.abs(after - before) <= eps**0.2 * tf.abs(after + before)
-    return tf.where(tf.logical_and(agree, straight), narrow, tf.zeros_like(narrow))
+    slope = 0.5 * tf.add(*found)
+    return tf.where(tf.logical_and(steady, straight), slope, tf.zeros_like(slope))
 
 
 def _without_derivative(condition, xs):

@@ -541,10 +541,11 @@ class Loop:
 
     def _mark(self, mark: Mark):
         """The mark, with the derivative of its time for the stops."""
-        start, end = self._interval(mark)
-        moves = (1.0 - mark.fraction) * start + mark.fraction * end
-        t = tf.stop_gradient(mark.t) + (moves - tf.stop_gradient(moves))
-        constants = tf.nest.map_structure(tf.stop_gradient, mark._replace(t=t, ys=[]))
+        # What is not held constant would be differentiated through the whole loop.
+        constants = tf.nest.map_structure(tf.stop_gradient, mark._replace(ys=[]))
+        start, end = self._interval(constants)
+        moves = (1.0 - constants.fraction) * start + constants.fraction * end
+        t = constants.t + (moves - tf.stop_gradient(moves))
         return constants._replace(t=t, ys=mark.ys)
 
 

@@ -22,6 +22,9 @@ from tfsymadj.methods.extension import Extension
 #: A root that is met before the state has moved by so many roundings is that of the start.
 _DEPARTURE = 1000.0
 
+#: And one that is met before the time has: a root was found to a few of them.
+_TIMES_DEPARTURE = 64.0 * EPSILON
+
 
 class Mark(NamedTuple):
     """The step that an event was found in; the last step that was taken while there is none.
@@ -142,10 +145,12 @@ class Lookout:
             for double in ([in_double(x) for x in xs] for xs in (ys, slopes))
         )
         # A state of zero has no roundings, but times have.
-        longest = tf.where(size > 0.0, _DEPARTURE * eps * scale, 4.0 * EPSILON * scale)
+        least = _TIMES_DEPARTURE * scale
+        longest = tf.where(size > 0.0, _DEPARTURE * eps * scale, least)
         most = _DEPARTURE * eps * size
         fast = tf.logical_and(size > 0.0, longest * speed > most)
-        return tf.where(fast, most / tf.where(fast, speed, tf.ones_like(speed)), longest)
+        found = tf.where(fast, most / tf.where(fast, speed, tf.ones_like(speed)), longest)
+        return tf.maximum(found, least)
 
     def _valid(self, values):
         axes = list(range(values.shape.rank - self._lanes))

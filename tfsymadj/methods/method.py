@@ -110,7 +110,8 @@ class Method:
             ValueError: if there is none.
         """
         raise ValueError(
-            "`outputs` must be 'step' with a method that has no continuous extension. "
+            "`outputs` must be 'step', and there can be no `event` and no `dense=True`, with a "
+            "method that has no continuous extension. "
             f"Received: method={self.name!r}"
         )
 
