@@ -262,7 +262,7 @@ def test_jumps_of_each_example(options, outputs):
         slow("graph", ADAPTIVE),
         slow("xla", ADAPTIVE),
         slow("graph", dict(outputs="step", gradient=SymplecticAdjoint(11), **ADAPTIVE)),
-        slow("graph", dict(method="rk4", num_steps=9)),
+        ("graph", dict(method="rk4", num_steps=9)),
         slow("graph", dict(method="dop853", **ADAPTIVE)),
     ],
 )

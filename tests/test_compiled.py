@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.modes import slow
 from helpers.problems import loss
 
 import tfsymadj
@@ -481,7 +480,7 @@ def test_inside_a_function_nothing_is_cached(empty_cache):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jit_compile", [slow(False), True])
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_steps_of_each_example(jit_compile):
     y0, rates = tf.constant([[1.0], [0.5], [2.0]]), tf.constant([1.0, 3.0, 0.5])
 

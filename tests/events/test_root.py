@@ -220,7 +220,6 @@ def test_an_early_root_of_a_long_or_late_solve(dynamics, y0, t, level, expected)
     np.testing.assert_allclose(solution.event.t - t[0], expected - t[0], rtol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("slope", [0.3, slow(0.01), slow(1.0 / 1.05), slow(1.5), slow(100.0)])
 def test_a_kink_at_the_root_has_no_derivative(slope):
     a = tf.constant(0.3, tf.float64)

@@ -137,7 +137,7 @@ class Lookout:
 
     def _ahead(self, eps, ys, slopes):
         """A time in which no root but the start's is met on the line along the first slopes: of so
-        many roundings, and the state changes by no more of them.
+        many roundings, and the state changes by no more of them; but no less than times tell apart.
         """
         scale = tf.abs(self._start) + tf.abs(self._span)
         size, speed = (
