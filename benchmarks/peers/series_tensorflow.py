@@ -25,7 +25,11 @@ def build(series, method, count):
     kernels, biases = ([tf.Variable(x) for x in arrays] for arrays in series.data()[:2])
     y0, activation = tf.constant(series.data()[2]), ACTIVATIONS[series.activation]
     if series.num_steps is None:
-        options = dict(rtol=series.rtol, atol=series.atol, outputs=outputs)
+        # The elementary controller, which is the peers' default.
+        controller = tfsymadj.PIController(
+            series.rtol, series.atol, proportional=0.0, integral=1.0
+        )
+        options = dict(controller=controller, outputs=outputs)
         options |= dict(batch_axis=0, max_steps=measure.MOST) if own else {}
     else:
         options = dict(method="rk4", num_steps=series.num_steps // (count - 1))
@@ -58,6 +62,12 @@ def build(series, method, count):
         return loss(solution.y), solution.stats
 
     cotangents = tf.fill([count, *y0.shape], 1e-4) if given else tf.ones([])
+    # Python's part of a call of a `tf.function`, to find the trace for the arguments, takes longer
+    # than some of these gradients.
+    if forward:
+        value = value.get_concrete_function(y0)
+    else:
+        gradient = gradient.get_concrete_function(y0, cotangents)
 
     def run():
         if forward:
