@@ -256,6 +256,29 @@ def test_a_steep_function_has_a_derivative():
     np.testing.assert_allclose(found, [-1.0, 1.3], rtol=1e-10)
 
 
+COARSE = [  # y' = -y until it has fallen to a part of y(t0)
+    (1e6, 1.0, 0.3, dict(max_step=0.01)),
+    slow(3e4, 1.0, 0.3, dict(max_step=0.001)),
+    slow(1e7, 1.0, 0.3, dict(rtol=1e-6, atol=1e-8)),
+    slow(1e5, 1.0, 0.3, dict(method="rk4", step_size=0.001)),
+    slow(0.0, 1e9, 1.0 - 3e-9, dict(max_step=1e-10)),
+]
+
+
+@pytest.mark.parametrize("t0, y0, part, options", COARSE)
+def test_derivatives_where_rounding_is_coarse_beside_the_step(t0, y0, part, options):
+    y0 = start(y0)
+    level = part * y0[0]
+    with tf.GradientTape() as tape:
+        tape.watch(y0)
+        event = Event(lambda t, y: y[0] - level)
+        times = [t0, t0 + 2.0]
+        t = tfsymadj.solve(lambda t, y: -y, y0, times, event=event, max_steps=3000, **options)
+        t = t.event.t
+    expected = 1.0 / y0[0]
+    np.testing.assert_allclose(tape.gradient(t, y0)[0], expected, rtol=1e-4)
+
+
 def test_derivatives_do_not_go_through_the_loop():
     """It would keep all of its steps for them."""
     graph = tf.function(lambda: slope_and_time(lambda y: y - 1.3)).get_concrete_function().graph
@@ -350,6 +373,34 @@ def test_earliest_in_time_not_in_order():
         event = swing(events, **options).event
         assert event.index == 1
         np.testing.assert_allclose(event.t, np.arccos(0.9) / 1.3, rtol=2e-2 if options else 1e-8)
+
+
+@pytest.mark.parametrize("mode", ["graph", slow("eager"), slow("xla")])
+def test_earliest_of_each_example(mode):
+    speeds = start(1.0, 3.0, -2.0)
+    ground = Event(lambda t, y: y[:, 0], direction=-1)
+    above = Event(lambda t, y: y[:, 0] - 0.01, direction=-1)
+    never = Event(lambda t, y: t - 100.0)
+
+    def fall(events):
+        with tf.GradientTape() as tape:
+            tape.watch(speeds)
+            event = tfsymadj.solve(
+                lambda t, y: tf.stack([y[:, 1], -9.81 * tf.ones_like(t)], 1),
+                tf.stack([tf.ones_like(speeds), speeds], 1),
+                [0.0, 3.0],
+                event=events,
+                batch_axis=0,
+                max_steps=100,
+            ).event
+        return event.index, event.t, tape.gradient(event.t, speeds)
+
+    for events, index, height in (([ground, above], 1, 0.01), ([ground, never], 0, 0.0)):
+        found, t, gradient = run(lambda events=events: fall(events), mode)
+        np.testing.assert_array_equal(found, [index] * 3)
+        root = np.sqrt(speeds**2 + 2.0 * 9.81 * (1.0 - height))
+        np.testing.assert_allclose(t, (speeds + root) / 9.81, rtol=1e-13)
+        np.testing.assert_allclose(gradient, (1.0 + speeds / root) / 9.81, rtol=1e-12)
 
 
 @pytest.mark.slow

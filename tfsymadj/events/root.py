@@ -19,6 +19,9 @@ from tfsymadj.xla import repeated
 #: Steps of the search on the continuous extension, of which one in three halves the bracket.
 _MOST_STEPS = 160
 
+#: As far as the bracket on the extension is narrowed, in parts of the step: real steps do the rest.
+_NARROW = 1e-10
+
 #: Newton steps on real steps, with a slope of a few digits: each one gains as many.
 _CORRECTIONS = 3
 
@@ -167,23 +170,25 @@ def _on_extension(last, problem, mark):
     extension, count = Extension(method.dense), len(watch.functions)
     eps = max(epsilon(y.dtype.real_dtype) for y in ys)
 
-    def values(times):
-        inside = extension.states(h, ys, slopes, quotient(times - t, h))
+    def values(thetas):
+        inside = extension.states(h, ys, slopes, thetas)
         states = [[x[e] for x in inside] for e in range(count)]
+        times = t + thetas * h
         found = [f(times[e], states[e])[0] for e, f in enumerate(watch.functions)]
         return tf.stack(found)
 
-    ends, crossed = tf.unstack(mark.bracket, axis=-1), tf.transpose(mark.crossed)
-    a, b = (tf.stack([x] * count) for x in ends)
+    # Fractions of the step: times may be coarse. Slices, since graph mode's optimizer takes stacks
+    # of the parts of `tf.unstack` for the same one.
+    begin, end = (quotient(mark.bracket[..., i] - t, h) for i in (0, 1))
+    crossed = tf.transpose(mark.crossed)
+    a, b = tf.stack([begin] * count), tf.stack([end] * count)
     starts = values(a)
     bracket = _Bracket(a, b, starts, values(b))
     proper = tf.logical_and(crossed, tf.not_equal(bracket.at_a, 0.0))
-    # The secant steps do the rest.
-    tiny = 1e-10 * tf.abs(h)
 
     def unfinished(n, bracket):
         open_ = tf.logical_and(proper, tf.not_equal(bracket.at_b, 0.0))
-        return tf.reduce_any(tf.logical_and(open_, tf.abs(bracket.b - bracket.a) > tiny))
+        return tf.reduce_any(tf.logical_and(open_, tf.abs(bracket.b - bracket.a) > _NARROW))
 
     def narrower(n, bracket):
         a, b, at_a, at_b = bracket
@@ -211,33 +216,49 @@ def _on_extension(last, problem, mark):
         maximum_iterations=_MOST_STEPS,
         name="root",
     )
-    ahead = tf.where(crossed, bracket.b, ends[1] + h) * tf.sign(h)
+    ahead = tf.where(crossed, bracket.b, end + 1.0)
     index = tf.argmin(ahead, 0, output_type=tf.int32)
     root = entry(bracket.b, index)
     before, after = entry(tf.sign(starts), index), entry(tf.sign(bracket.at_b), index)
+    noise = _noise(t, h, ys, step.ys, problem.lanes)
     guess = Guess(
-        theta=quotient(root - t, h),
+        theta=root,
         index=index,
         # Where a bracket begins at the root of the start.
         before=tf.where(tf.equal(before, 0.0), -after, before),
-        bracket=tuple(quotient(x - t, h) for x in ends),
-        slope=_slope(values, count, root, h, index, eps) * h,
+        bracket=(begin, end),
+        slope=_slope(lambda x: entry(values(tf.stack([x] * count)), index), root, eps, noise),
         end=entry(watch.values(t + h, step.ys), index),
+        noise=noise,
     )
     return tf.nest.map_structure(tf.stop_gradient, guess)
 
 
-def _slope(values, count, root, h, index, eps):
+def _noise(t, h, ys, ends, lanes):
+    """By how much of the step the roundings of time and state move a root, about."""
+    found = EPSILON * tf.abs(quotient(t, h))
+    for y, end in zip(ys, ends):
+        axes = list(range(1 if lanes else 0, y.shape.rank))
+        size, change = (tf.cast(tf.reduce_max(tf.abs(x), axes), tf.float64) for x in (y, end - y))
+        rest = tf.equal(change, 0.0)
+        part = epsilon(y.dtype.real_dtype) * size / tf.where(rest, tf.ones_like(change), change)
+        found = tf.maximum(found, tf.where(rest, tf.zeros_like(part), part))
+    return found
+
+
+def _slope(value, root, eps, noise):
     """Of a function along the extension, by a difference; zero where the function jumps or has a
     kink.
 
     Args:
+        value: the function of a fraction of the step.
+        root: its root.
         eps: of the state's dtype.
+        noise: see `Guess`.
     """
 
     def sides(distance):
-        around = (values(tf.stack([root + d * h] * count)) for d in (-distance, distance))
-        before, after = (entry(x, index) / (distance * h) for x in around)
+        before, after = (value(root + d) / distance for d in (-distance, distance))
         return -before, after
 
     def agree(wide, narrow):
@@ -245,13 +266,15 @@ def _slope(values, count, root, h, index, eps):
         return tf.abs(narrow - wide) <= 0.5 * tf.abs(narrow)
 
     # So near to the root that a smooth function is straight, within the noise of rounding.
-    near = 4.0 * eps**0.4
+    nearest = 4.0 * eps**0.4
+    near = tf.maximum(tf.minimum(2.0**14 * noise, 1e-3), nearest)
     found, (before, after) = sides(1e-3), sides(near)
     steady = agree(sides(1e-2), found)
-    if near < 1e-4:  # a steep function has one slope only there
-        nearest = sides(near / 8.0)
-        found, steady = nearest, tf.logical_or(steady, agree((before, after), nearest))
-    straight = tf.abs(after - before) <= eps**0.2 * tf.abs(after + before)
+    if nearest < 1e-4:  # a steep function has one slope only there
+        closer = sides(near / 8.0)
+        found, steady = closer, tf.logical_or(steady, agree((before, after), closer))
+    bend = eps**0.2 * near / nearest  # so much may a smooth function bend
+    straight = tf.abs(after - before) <= bend * tf.abs(after + before)
     slope = 0.5 * tf.add(*found)
     return tf.where(tf.logical_and(steady, straight), slope, tf.zeros_like(slope))
 

@@ -26,6 +26,7 @@ class Guess(NamedTuple):
         bracket: two times, the root between them.
         slope: the function's; zero where it jumps.
         end: the function's value at the end of the step.
+        noise: by how much the roundings of time and state move it, about.
     """
 
     theta: tf.Tensor
@@ -34,6 +35,7 @@ class Guess(NamedTuple):
     bracket: tuple
     slope: tf.Tensor
     end: tf.Tensor
+    noise: tf.Tensor
 
 
 class Root(NamedTuple):
@@ -98,7 +100,8 @@ class Search:
         self._found, self._guess = mark.found, guess
         self._jumps = tf.equal(guess.slope, 0.0)
         # Of a difference: neither curvature nor rounding leaves its slope less than a few digits.
-        self._least = max(epsilon(y.dtype.real_dtype) for y in mark.ys) ** 0.4
+        least = max(epsilon(y.dtype.real_dtype) for y in mark.ys) ** 0.4
+        self._least = tf.maximum(tf.minimum(2.0**12 * guess.noise, 2e-4), least)
         # A root may be where the bracket ends.
         below, above = guess.bracket
         self._bracket = (
