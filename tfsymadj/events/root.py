@@ -240,7 +240,7 @@ def _noise(t, h, ys, ends, lanes):
     for y, end in zip(ys, ends):
         axes = list(range(1 if lanes else 0, y.shape.rank))
         size, change = (tf.cast(tf.reduce_max(tf.abs(x), axes), tf.float64) for x in (y, end - y))
-        rest = tf.equal(change, 0.0)
+        rest = change <= 0.0  # or there are no entries
         part = epsilon(y.dtype.real_dtype) * size / tf.where(rest, tf.ones_like(change), change)
         found = tf.maximum(found, tf.where(rest, tf.zeros_like(part), part))
     return found
