@@ -26,9 +26,7 @@ def build(series, method, count):
     y0, activation = tf.constant(series.data()[2]), ACTIVATIONS[series.activation]
     if series.num_steps is None:
         # The elementary controller, which is the peers' default.
-        controller = tfsymadj.PIController(
-            series.rtol, series.atol, proportional=0.0, integral=1.0
-        )
+        controller = tfsymadj.PIController(series.rtol, series.atol, proportional=0.0, integral=1.0)
         options = dict(controller=controller, outputs=outputs)
         options |= dict(batch_axis=0, max_steps=measure.MOST) if own else {}
     else:
