@@ -193,7 +193,7 @@ def test_refused(options):
 MIXING = {
     "sum": lambda t, y, c: -y * tf.reduce_sum(c),
     "later": lambda t, y, c: -y * tf.reduce_sum(c) * tf.sin(t)[:, tf.newaxis],
-    "mean": lambda t, y, c: -tf.reshape(c, [-1, 1]) * tf.reduce_mean(y),
+    "mean": lambda t, y, c: -tf.reshape(c, [-1, 1]) * tf.ones_like(y) * tf.reduce_mean(y),
 }
 
 
