@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfsymadj import _platform
 from tfsymadj.arithmetic import EPSILON, accumulator, entry, epsilon, quotient
 from tfsymadj.dynamics.closing import Sources, apart
-from tfsymadj.events.search import Guess, Search
+from tfsymadj.events.search import NARROW, Guess, Search
 from tfsymadj.loop.failures import first_failure, is_success, nan_where
 from tfsymadj.methods.extension import Extension
 from tfsymadj.solution import Occurrence, Status
@@ -18,9 +18,6 @@ from tfsymadj.xla import repeated
 
 #: Steps of the search on the continuous extension, of which one in three halves the bracket.
 _MOST_STEPS = 160
-
-#: As far as the bracket on the extension is narrowed, in parts of the step: real steps do the rest.
-_NARROW = 1e-10
 
 #: Newton steps on real steps, with a slope of a few digits: each one gains as many.
 _CORRECTIONS = 3
@@ -178,7 +175,7 @@ def _on_extension(last, problem, mark):
         return tf.stack(found)
 
     # Fractions of the step: times may be coarse. Slices, since graph mode's optimizer takes stacks
-    # of the parts of `tf.unstack` for the same one.
+    # of copies of each part of `tf.unstack` for one and the same.
     begin, end = (quotient(mark.bracket[..., i] - t, h) for i in (0, 1))
     crossed = tf.transpose(mark.crossed)
     a, b = tf.stack([begin] * count), tf.stack([end] * count)
@@ -188,7 +185,7 @@ def _on_extension(last, problem, mark):
 
     def unfinished(n, bracket):
         open_ = tf.logical_and(proper, tf.not_equal(bracket.at_b, 0.0))
-        return tf.reduce_any(tf.logical_and(open_, tf.abs(bracket.b - bracket.a) > _NARROW))
+        return tf.reduce_any(tf.logical_and(open_, tf.abs(bracket.b - bracket.a) > NARROW))
 
     def narrower(n, bracket):
         a, b, at_a, at_b = bracket

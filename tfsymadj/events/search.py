@@ -12,8 +12,8 @@ _SECANT_STEPS = 8
 #: So many steps at most.
 _MOST_STEPS = 100
 
-#: A jump of the function is found to this part of the step.
-_NARROW = 1e-10
+#: To this part of the step roots are found on the extension, and jumps by real steps.
+NARROW = 1e-10
 
 
 class Guess(NamedTuple):
@@ -108,7 +108,7 @@ class Search:
             tf.maximum(below - self._least, tf.zeros_like(below)),
             tf.minimum(above + self._least, tf.ones_like(above)),
         )
-        narrow = tf.constant(_NARROW, tf.float64)
+        narrow = tf.constant(NARROW, tf.float64)
         self._width = tf.where(self._jumps, narrow, 2.0 * self._least)
 
     def run(self):
